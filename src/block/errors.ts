@@ -1,0 +1,53 @@
+/**
+ * The errors of the block layer. One class, a closed list of codes named as in errno(3): every edge
+ * (virtio status, NBD error number, HTTP problem) maps them in exactly one function of its own.
+ *
+ * @module
+ */
+
+/** What went wrong, in the words of errno(3). */
+export type BlockErrorCode =
+  | "EACCES" // a snapshot area that may not be read, or a snapshot that broke
+  | "EBUSY" // in use: node, bitmap, file
+  | "EFBIG" // a file system's largest file was exceeded
+  | "EINVAL" // out of range, or arguments that contradict each other
+  | "EIO" // the medium failed
+  | "ENOENT" // no such node, bitmap or file
+  | "ENOSPC" // no room left
+  | "ENOTSUP" // the driver can't do that
+  | "EPERM" // a permission that the user of a node does not hold, or a read-only node
+  | "ESHUTDOWN" // the service is stopping
+  | "ETIMEDOUT"; // outran its time limit
+
+/** An operating error of a block node. A bug is an assertion, never one of these. */
+export class BlockError extends Error {
+  override readonly name = "BlockError";
+  constructor(readonly code: BlockErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+  }
+}
+
+/** The block error for anything that was thrown: itself, a mapped system error, else EIO. */
+export function toBlockError(error: unknown): BlockError {
+  if (error instanceof BlockError) return error;
+  const code = (error as { code?: unknown } | null)?.code;
+  const message = error instanceof Error ? error.message : String(error);
+  switch (code) {
+    case "EACCES":
+    case "EBUSY":
+    case "EFBIG":
+    case "EINVAL":
+    case "ENOENT":
+    case "ENOSPC":
+    case "EPERM":
+    case "ETIMEDOUT":
+      return new BlockError(code, message, { cause: error });
+    case "EDQUOT":
+      return new BlockError("ENOSPC", message, { cause: error });
+    case "ENOTSUP":
+    case "EOPNOTSUPP":
+      return new BlockError("ENOTSUP", message, { cause: error });
+    default:
+      return new BlockError("EIO", message, { cause: error });
+  }
+}
