@@ -115,7 +115,10 @@ export interface IoMethods {
   fleecingStart: { params: FleecingRequest; result: FleecingInfo };
   fleecingInfo: { params: { name: string }; result: FleecingInfo };
   fleecingStop: { params: { name: string }; result: Record<string, never> };
-  exportInfo: { params: { exportName: string }; result: { sizeBytes: number; isReadOnly: boolean } };
+  exportInfo: {
+    params: { exportName: string };
+    result: { sizeBytes: number; isReadOnly: boolean };
+  };
   /** Reads up to 1 MiB; fails as a whole with EACCES, naming the first forbidden range. */
   exportRead: {
     params: { exportName: string; offset: number; length: number };
