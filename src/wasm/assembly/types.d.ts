@@ -1,0 +1,6 @@
+/**
+ * AssemblyScript's integer types, for the files that TypeScript looks at too: layout.ts, whose type is
+ * the type of what the host reads from the compiled module.
+ */
+declare type u32 = number;
+declare type u64 = number;

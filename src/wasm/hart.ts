@@ -1,0 +1,88 @@
+/**
+ * Loads hart.wasm: compile once, instantiate per hart, read the layout of the shared memory from it.
+ *
+ * @module
+ */
+
+/// <reference path="./assembly/types.d.ts" />
+
+/** Offsets and constants of the shared memory, under the names of assembly/hart/layout.ts. */
+export type HartLayout = Readonly<typeof import("./assembly/hart/layout.ts")>;
+
+/** Host functions that a hart needs. */
+export interface HartImports {
+  /** Monotonic time in ticks of 100 ns, the unit of mtime, as a whole number. */
+  hostTicks: () => number;
+}
+
+/** What `run` returns: why the slice ended. */
+export const RUN_SLICE_OVER = 0;
+export const RUN_WFI = 1;
+export const RUN_STOP = 2;
+export const RUN_STOPPED = 3;
+
+/** The functions of one hart's instance. */
+export interface HartExports {
+  /** Ties the instance to hart `hartId` of the memory. First, before anything else. */
+  bind(hartId: number): void;
+  /** Reset state: M mode, pc given, everything else as the specification asks. */
+  reset(pc: bigint): void;
+  /** Executes at most about `budget` instructions; returns RUN_*. */
+  run(budget: number): number;
+  /** Absolute time, in mtime ticks, of the next timer interrupt; 2^64-1 if there is none. */
+  timerDeadline(): bigint;
+  /** mtime, in ticks of 100 ns. */
+  currentTime(): bigint;
+}
+
+const WASM_URL = new URL("./build/hart.wasm", import.meta.url);
+
+/** Compiles the module that `deno task build` made. */
+export async function compileHart(): Promise<WebAssembly.Module> {
+  return await WebAssembly.compile(await Deno.readFile(WASM_URL));
+}
+
+/** The smallest memory that the module can be instantiated with, in pages of 64 KiB. */
+const PROBE_PAGES = 16;
+const MAXIMUM_PAGES = 65536;
+
+/** Reads the layout out of the module, before there is a machine to instantiate it for. */
+export function readHartLayout(module: WebAssembly.Module): HartLayout {
+  const memory = new WebAssembly.Memory({
+    initial: PROBE_PAGES,
+    maximum: MAXIMUM_PAGES,
+    shared: true,
+  });
+  const { exports } = new WebAssembly.Instance(module, importsOf(memory, { hostTicks: () => 0 }));
+  const layout: Record<string, number> = {};
+  for (const [name, value] of Object.entries(exports)) {
+    if (!(value instanceof WebAssembly.Global) || !/^[A-Z]/.test(name)) continue;
+    // u32 arrives as a signed number, u64 as a bigint.
+    layout[name] = typeof value.value === "bigint" ? Number(value.value) : value.value >>> 0;
+  }
+  return layout as unknown as HartLayout;
+}
+
+/** The shared memory of a machine with `ramBytes` of RAM, a multiple of 64 KiB. All zero. */
+export function createMachineMemory(layout: HartLayout, ramBytes: number): WebAssembly.Memory {
+  const pages = (layout.RAM_BASE + ramBytes) / 0x10000;
+  if (!Number.isInteger(pages) || pages > MAXIMUM_PAGES) {
+    throw new RangeError(`RAM of ${ramBytes} bytes is no multiple of 64 KiB or too large`);
+  }
+  return new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
+}
+
+/** An instance for one hart. */
+export function instantiateHart(
+  module: WebAssembly.Module,
+  options: { memory: WebAssembly.Memory; hartId: number; imports: HartImports },
+): HartExports {
+  const { exports } = new WebAssembly.Instance(module, importsOf(options.memory, options.imports));
+  const hart = exports as unknown as HartExports;
+  hart.bind(options.hartId);
+  return hart;
+}
+
+function importsOf(memory: WebAssembly.Memory, imports: HartImports): WebAssembly.Imports {
+  return { env: { memory, hostTicks: imports.hostTicks } };
+}
