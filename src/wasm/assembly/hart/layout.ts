@@ -37,7 +37,10 @@ export const IO_WAKE_WORD: u32 = CONTROL_BASE + 0x40;
 export const DOORBELL_WORD: u32 = CONTROL_BASE + 0x44;
 /** Non-zero while the I/O worker sleeps: only then need a hart notify it. */
 export const IO_SLEEPING_WORD: u32 = CONTROL_BASE + 0x48;
-/** One bit a PLIC source: its level, atomically set and cleared by whoever drives the line. */
+/** One bit a PLIC source: its level, atomically set and cleared by whoever drives the line. Lines of the
+ * UART, the RTC and virtio slots are not driven here: the PLIC takes their level from their own registers
+ * (a virtio slot's from VIRTIO_INTERRUPT_STATUS_WORD), so that no edge can be lost. Whoever raises a
+ * line bumps and notifies HART_WAKE_WORD of every hart afterwards. */
 export const IRQ_LEVEL_WORD: u32 = CONTROL_BASE + 0x80;
 /** Bumped when a page with CODE_FLAGS 1 was written (by a hart or by DMA): FENCE.I then looks. */
 export const CODE_WRITES_WORD: u32 = CONTROL_BASE + 0x84;
@@ -65,6 +68,7 @@ export const PLIC_BASE: u32 = DEVICE_BASE + 0x0000; // 4 KiB
 export const CLINT_BASE: u32 = DEVICE_BASE + 0x1000; // 1 KiB: msip and mtimecmp a hart
 export const UART_BASE: u32 = DEVICE_BASE + 0x1400; // 1 KiB: 16550 registers
 export const RTC_BASE: u32 = DEVICE_BASE + 0x1800; // 1 KiB
+export const SBI_BASE: u32 = DEVICE_BASE + 0x1c00; // 1 KiB: HSM state of each hart
 
 /** virtio-mmio slots: VIRTIO_SLOTS x VIRTIO_STRIDE bytes of registers and config space. */
 export const VIRTIO_BASE: u32 = DEVICE_BASE + 0x2000;
@@ -129,7 +133,7 @@ export const HART_STATE_WORD: u32 = 0x04;
 export const HART_MIP_WORD: u32 = 0x08;
 /** Requests of other harts (REMOTE_*), or-ed atomically; their acknowledgement. */
 export const HART_REMOTE_WORD: u32 = 0x0c;
-export const HART_REMOTE_DONE_WORD: u32 = 0x10;
+export const HART_REMOTE_DONE_WORD: u32 = 0x10; // odd while the hart works on requests it took
 /** Registers: x0..x31, f0..f31, pc; see state.ts for the rest. */
 export const HART_X: u32 = 0x100; // 32 x u64
 export const HART_F: u32 = 0x200; // 32 x u64
@@ -141,6 +145,9 @@ export const HART_CSR: u32 = 0x400; // CSRs, see state.ts
 export const HART_STOPPED: u32 = 0;
 export const HART_RUNNING: u32 = 1;
 export const HART_WAITING: u32 = 2;
+
+export const REMOTE_FENCE_I: u32 = 1 << 0; // drop decoded code
+export const REMOTE_SFENCE: u32 = 1 << 1; // drop the whole TLB
 
 export const CODE_FLAGS: u32 = HART_BASE + MAX_HARTS * HART_STRIDE; // 0x0044_0000
 export const MAX_RAM_PAGES: u32 = 0x000e_0000; // 3.5 GiB
