@@ -152,7 +152,7 @@ export const REMOTE_SFENCE: u32 = 1 << 1; // drop the whole TLB
 export const CODE_FLAGS: u32 = HART_BASE + MAX_HARTS * HART_STRIDE; // 0x0044_0000
 export const MAX_RAM_PAGES: u32 = 0x000e_0000; // 3.5 GiB
 export const DECODE_BASE: u32 = CODE_FLAGS + MAX_RAM_PAGES;
-export const DECODE_STRIDE: u32 = 0x0100_0000; // 16 MiB a hart
+export const DECODE_STRIDE: u32 = 0x0200_0000; // 32 MiB a hart
 
 /** Guest RAM: offset in the memory, guest physical address. */
 export const RAM_BASE: u32 = (DECODE_BASE + MAX_HARTS * DECODE_STRIDE + 0xffff) & ~0xffff;
