@@ -31,6 +31,17 @@ export const limits = {
 
   // fleecing
   fleecingsPerVm: 16,
+  /** All bitmaps of one machine together: 1 TiB at 64 KiB takes 2 MiB. */
+  bitmapMemoryBytes: 1 * GiB,
+  /** Bits of one bitmap: what fits an unsigned 32-bit index with room to round up. */
+  bitmapBits: 2 ** 31,
+  bitmapNameBytes: 1023,
+  bitmapsPerNode: 64,
+  /** Largest min-cluster-size of copy-before-write. */
+  cbwClusterBytes: 64 * MiB,
+  /** Copies of one copy-before-write filter that run at the same time, and the size of each. */
+  cbwCopyCount: 64,
+  cbwCopyBytes: 1 * MiB,
 
   // NBD
   nbdNameBytes: 4096,
