@@ -1,0 +1,156 @@
+/**
+ * Makes a bootable image out of Debian's own packages: the kernel as it is packaged, and an
+ * initramfs with busybox and the modules that a virtio root needs, which gives a shell on the
+ * console or, with `root=/dev/vda`, starts what is installed there.
+ *
+ * @module
+ */
+
+import { gzipSync } from "node:zlib";
+import { CpioWriter } from "./cpio.ts";
+import { collect, decompress } from "./decompress.ts";
+import { extractDeb } from "./deb.ts";
+import {
+  type ArchiveOptions,
+  type DebianPackage,
+  fetchPackage,
+  readPackages,
+} from "./debian_archive.ts";
+import { ImageError } from "./errors.ts";
+import { loadOrder, moduleName } from "./kernel_module.ts";
+
+/** Modules that are loaded at the start, besides what they need themselves. */
+const MODULES = ["virtio_mmio", "virtio_blk", "ext4", "crc32c_generic"];
+const MODULE_BYTES_MAX = 64 * 1024 * 1024;
+
+/** The command line that an image of Debian's starts with. */
+export const DEBIAN_CMDLINE = "console=ttyS0";
+
+const INIT = `#!/bin/sh
+# Loads the disks' drivers, then starts the system on root=, or a shell where none is given.
+export PATH=/bin:/sbin
+/bin/busybox mkdir -p /bin /sbin /proc /sys /dev /run /tmp /mnt
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in $(cat /lib/modules/order); do
+  insmod "/lib/modules/$module.ko" || echo "cannot load $module"
+done
+root=
+for word in $(cat /proc/cmdline); do
+  case "$word" in root=*) root="\${word#root=}" ;; esac
+done
+if [ -n "$root" ]; then
+  if mount "$root" /mnt && [ -x /mnt/sbin/init ]; then
+    umount /proc /sys
+    mount --move /dev /mnt/dev
+    exec switch_root /mnt /sbin/init
+  fi
+  echo "$root holds no system to start: here is a shell"
+fi
+hostname ovis
+echo
+echo "Debian's kernel $(uname -r) with busybox. Disks: $(ls /dev | grep '^vd' | tr '\\n' ' ')"
+while true; do
+  setsid cttyhack sh -l
+done
+`;
+
+/** The files of an image, ready to be stored. */
+export interface ImageFiles {
+  kernel: Uint8Array<ArrayBuffer>;
+  initrd: Uint8Array<ArrayBuffer>;
+  cmdline: string;
+  /** Names and versions of the packages it was made from. */
+  description: string;
+}
+
+/** Fetches what is not in the cache yet, verifies it, and makes the image. */
+export async function makeDebianImage(options: ArchiveOptions): Promise<ImageFiles> {
+  await Deno.mkdir(options.cacheDirectory, { recursive: true });
+  const packages = await readPackages(
+    options,
+    (name) => name === "busybox-static" || name.startsWith("linux-image-"),
+  );
+  const kernelPackage = newestKernel(packages, options.architecture);
+  const busyboxPackage = packages.find((pkg) => pkg.name === "busybox-static");
+  if (busyboxPackage === undefined) throw new ImageError("the suite has no busybox-static");
+  return await imageFromPackages({
+    kernel: await fetchPackage(kernelPackage, options),
+    busybox: await fetchPackage(busyboxPackage, options),
+    description: [kernelPackage, busyboxPackage].map((p) => `${p.name} ${p.version}`).join(", "),
+    onProgress: (done, total) => options.onProgress?.("unpacking the kernel", done, total),
+  });
+}
+
+/** Makes the image from the two packages' files. */
+export async function imageFromPackages(source: {
+  kernel: string;
+  busybox: string;
+  description: string;
+  onProgress?: (doneBytes: number, totalBytes: number) => void;
+}): Promise<ImageFiles> {
+  const kernelFiles = await extractDeb(source.kernel, {
+    wants: (path) => path.startsWith("boot/vmlinu") || isNeededModule(path),
+    ...(source.onProgress === undefined ? {} : { onProgress: source.onProgress }),
+  });
+  const kernel = [...kernelFiles].find(([path]) => path.startsWith("boot/vmlinu"))?.[1];
+  if (kernel === undefined) throw new ImageError("the kernel package has no kernel in it");
+  const busyboxFiles = await extractDeb(source.busybox, {
+    wants: (path) => /bin\/busybox$/.test(path),
+  });
+  const busybox = busyboxFiles.values().next().value;
+  if (busybox === undefined) throw new ImageError("the busybox package has no busybox in it");
+  const modules = await unpackModules(kernelFiles);
+  return {
+    kernel,
+    initrd: makeInitrd(busybox, modules),
+    cmdline: DEBIAN_CMDLINE,
+    description: source.description,
+  };
+}
+
+/** The kernel that the metapackage linux-image-ARCH names. */
+function newestKernel(packages: DebianPackage[], architecture: string): DebianPackage {
+  const meta = packages.find((pkg) => pkg.name === `linux-image-${architecture}`);
+  const name = meta?.depends.split(/[ ,(]+/).find((word) => word.startsWith("linux-image-"));
+  const kernel = packages.find((pkg) => pkg.name === name);
+  if (kernel === undefined) throw new ImageError(`the suite has no kernel for ${architecture}`);
+  return kernel;
+}
+
+/** Folders of the module tree that MODULES and their needs come from: the rest is not unpacked. */
+function isNeededModule(path: string): boolean {
+  return /\/kernel\/(drivers\/(virtio|block\/virtio_blk)|fs\/(ext4|jbd2|mbcache)|lib|crypto|arch\/riscv\/crypto)/
+    .test(path) && /\.ko(\.(xz|zst|gz))?$/.test(path);
+}
+
+async function unpackModules(files: Map<string, Uint8Array<ArrayBuffer>>) {
+  const modules = new Map<string, Uint8Array<ArrayBuffer>>();
+  for (const [path, bytes] of files) {
+    const match = /([^/]+)\.ko(\.\w+)?$/.exec(path);
+    if (match?.[1] === undefined) continue;
+    const plain = decompress(path, new Blob([bytes]).stream());
+    modules.set(moduleName(match[1]), await collect(plain, MODULE_BYTES_MAX));
+  }
+  return modules;
+}
+
+function makeInitrd(
+  busybox: Uint8Array,
+  modules: Map<string, Uint8Array>,
+): Uint8Array<ArrayBuffer> {
+  const order = loadOrder(MODULES, (name) => modules.get(name));
+  const cpio = new CpioWriter();
+  for (const path of ["bin", "dev", "lib", "lib/modules"]) cpio.directory(path);
+  cpio.characterDevice("dev/console", { major: 5, minor: 1, mode: 0o600 });
+  cpio.file("bin/busybox", busybox, 0o755);
+  cpio.symlink("bin/sh", "busybox");
+  for (const name of order) {
+    cpio.file(`lib/modules/${name}.ko`, modules.get(name) ?? new Uint8Array());
+  }
+  cpio.file("lib/modules/order", `${order.join("\n")}\n`);
+  cpio.file("init", INIT, 0o755);
+  return new Uint8Array(gzipSync(cpio.end()));
+}

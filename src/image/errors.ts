@@ -1,0 +1,10 @@
+/**
+ * The error of everything that fetches or makes images.
+ *
+ * @module
+ */
+
+/** An image could not be fetched or made: bad archive, mirror out of reach, checksum wrong. */
+export class ImageError extends Error {
+  override readonly name = "ImageError";
+}
