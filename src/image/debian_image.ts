@@ -112,7 +112,7 @@ export async function imageFromPackages(source: {
 }
 
 /** The kernel that the metapackage linux-image-ARCH names. */
-function newestKernel(packages: DebianPackage[], architecture: string): DebianPackage {
+export function newestKernel(packages: DebianPackage[], architecture: string): DebianPackage {
   const meta = packages.find((pkg) => pkg.name === `linux-image-${architecture}`);
   const name = meta?.depends.split(/[ ,(]+/).find((word) => word.startsWith("linux-image-"));
   const kernel = packages.find((pkg) => pkg.name === name);
