@@ -1,0 +1,81 @@
+/**
+ * The errors of the control side: one class, a closed list of codes. src/http/problem.ts maps them to
+ * HTTP statuses, in one table.
+ *
+ * @module
+ */
+
+import type { BlockErrorCode } from "../block/errors.ts";
+
+/** What went wrong, as clients see it in the `code` of a problem. */
+export type ServiceErrorCode =
+  | "imageNotFound"
+  | "vmNotFound"
+  | "fleecingNotFound"
+  | "exportNotFound"
+  | "nameTaken" // a machine, image, fleecing or export of that name exists
+  | "imageInUse" // a machine refers to the image
+  | "imageBuiltIn" // the image belongs to the program and can't be changed
+  | "imageIncomplete" // no kernel and no firmware was uploaded yet
+  | "wrongState" // the machine's state does not allow it
+  | "badReference" // a name in a request's body that does not exist
+  | "limitReached" // one of limits.ts
+  | "bootFailed" // the boot files don't fit the machine
+  | "consoleBusy" // the guest does not read its console
+  | "tooLarge" // a body beyond its limit
+  | "rangeForbidden" // a snapshot area that may not be read
+  | "deviceBusy" // in use below
+  | "outOfRange"
+  | "noSpace"
+  | "notSupported"
+  | "timedOut"
+  | "ioError"
+  | "machineFailed" // a worker of the machine died: a bug of ours
+  | "stopping"; // the service is going down
+
+/** An operating error of the service. A bug is an assertion, never one of these. */
+export class ServiceError extends Error {
+  override readonly name = "ServiceError";
+  /** The first area to blame, where one is. */
+  readonly range: { offset: number; length: number } | undefined;
+
+  constructor(
+    readonly code: ServiceErrorCode,
+    message: string,
+    options: ErrorOptions & { range?: { offset: number; length: number } | undefined } = {},
+  ) {
+    super(message, options);
+    this.range = options.range;
+  }
+}
+
+const FROM_BLOCK: Record<BlockErrorCode, ServiceErrorCode> = {
+  EACCES: "rangeForbidden",
+  EBUSY: "deviceBusy",
+  EFBIG: "noSpace",
+  EINVAL: "outOfRange",
+  EIO: "ioError",
+  ENOENT: "exportNotFound",
+  ENOSPC: "noSpace",
+  ENOTSUP: "notSupported",
+  EPERM: "notSupported",
+  ESHUTDOWN: "stopping",
+  ETIMEDOUT: "timedOut",
+};
+
+/**
+ * The service's error for one that came from a worker or the operating system. Anything that carries
+ * no errno is a bug and is returned as it is.
+ */
+export function toServiceError(error: unknown): unknown {
+  if (error instanceof ServiceError || !(error instanceof Error)) return error;
+  const { code, range } = error as {
+    code?: unknown;
+    range?: { offset: number; length: number };
+  };
+  if (typeof code !== "string" || !Object.hasOwn(FROM_BLOCK, code)) return error;
+  return new ServiceError(FROM_BLOCK[code as BlockErrorCode], error.message, {
+    cause: error,
+    range,
+  });
+}

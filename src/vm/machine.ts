@@ -1,0 +1,436 @@
+/**
+ * One machine: its state driver. Everything that changes a machine's state goes through its queue, one
+ * request at a time; life_cycle.ts says what a request means in a state, this file carries it out.
+ *
+ * What the workers say unasked (the guest shut down, a worker died) is queued like a request, and is
+ * dropped if the session that said it has ended meanwhile.
+ *
+ * Reads (views, figures, export content) don't wait in the queue: they see the state as it is, and fail
+ * cleanly if the machine is closed under them.
+ *
+ * @module
+ */
+
+import type { Logger } from "@logtape/logtape";
+import { setTimeout as delay } from "node:timers/promises";
+import { limits } from "../limits.ts";
+import type { FleecingRequest, IoMethod, IoMethods, MachineConfig } from "../machine/messages.ts";
+import { ConsoleLog } from "./console_log.ts";
+import { type DataFolder, ignoreMissing } from "./data_folder.ts";
+import type { DriverEvents, MachineDriver, OpenDriver } from "./driver.ts";
+import { ServiceError, toServiceError } from "./errors.ts";
+import type { ExportDirectory } from "./export_directory.ts";
+import { Fleecings, type FleecingStatus } from "./fleecings.ts";
+import type { Images } from "./images.ts";
+import { decide, isOpen, type LifeCycleRequest, type MachineState } from "./life_cycle.ts";
+import { RequestQueue } from "./request_queue.ts";
+import type { MachineRecord, Store } from "./store.ts";
+
+/** What a machine needs of its surroundings. */
+export interface MachineContext {
+  folder: DataFolder;
+  store: Store;
+  images: Images;
+  directory: ExportDirectory;
+  openDriver: OpenDriver;
+  log: Logger;
+  /** The address that NBD servers bind to. */
+  nbdHost: string;
+}
+
+/** How the guest ended by itself. */
+export interface GuestExit {
+  reason: "shutdown" | "reboot" | "hostFault";
+  code: number;
+}
+
+/** A fleecing as a client asks for it: all but the name has a value. */
+export type FleecingOrder = Omit<FleecingRequest, "name"> & { name: string | null };
+
+const REQUESTS_WAITING = 32;
+/** A guest that takes nothing from its console's ring for so long does not read it. */
+const CONSOLE_PATIENCE_MS = 5_000;
+const CONSOLE_POLL_MS = 10;
+/** Of a virtio-blk serial number. */
+const SERIAL_BYTES = 20;
+
+/** One run of a machine's workers. */
+interface Session {
+  driver: MachineDriver | null;
+}
+
+/** A machine and its life. */
+export class Machine {
+  readonly console = new ConsoleLog(limits.consoleLogBytes);
+  readonly fleecings: Fleecings;
+  readonly #context: MachineContext;
+  readonly #log: Logger;
+  readonly #queue = new RequestQueue(REQUESTS_WAITING);
+  readonly #inputQueue = new RequestQueue(REQUESTS_WAITING);
+  #record: MachineRecord;
+  #state: MachineState;
+  #since = new Date();
+  #session: Session | null = null;
+  #failure: string | null = null;
+  #exit: GuestExit | null = null;
+  /** Its name may belong to another machine now: nothing may be done in that name any more. */
+  #isGone = false;
+
+  /** A machine that the store knows. One in phase `creating` needs `create` first. */
+  constructor(record: MachineRecord, context: MachineContext) {
+    this.#record = record;
+    this.#context = context;
+    this.#log = context.log.getChild("vm").with({ vm: record.name });
+    this.#state = record.phase === "ready" ? "stopped" : record.phase;
+    this.fleecings = new Fleecings(record.name, context);
+  }
+
+  /** What the store holds. */
+  get record(): Readonly<MachineRecord> {
+    return this.#record;
+  }
+
+  /** Where the machine stands. */
+  get state(): MachineState {
+    return this.#state;
+  }
+
+  /** When it came there. */
+  get since(): Date {
+    return this.#since;
+  }
+
+  /** Why it is `failed`. */
+  get failure(): string | null {
+    return this.#failure;
+  }
+
+  /** How the guest ended last, if it ended by itself. */
+  get exit(): GuestExit | null {
+    return this.#exit;
+  }
+
+  /** Makes the disks. If that fails nothing is left of the machine. */
+  create(): Promise<void> {
+    return this.#queue.run(async () => {
+      try {
+        await this.#createDisks();
+        this.#saveRecord({ ...this.#record, phase: "ready" });
+        this.#enter("stopped");
+      } catch (error) {
+        await this.#destroy();
+        throw toServiceError(error);
+      }
+    });
+  }
+
+  /** Carries out a request; resolves when the machine is there. */
+  request(request: LifeCycleRequest): Promise<void> {
+    return this.#queue.run(async () => {
+      if (this.#isGone) {
+        throw new ServiceError("vmNotFound", `machine ${this.#record.name} was deleted`);
+      }
+      const decision = decide(this.#state, request);
+      if (decision === "done") return;
+      if (decision !== "act") {
+        throw new ServiceError(
+          "wrongState",
+          `machine ${this.#record.name} can't ${request}: ${decision.refused}`,
+        );
+      }
+      switch (request) {
+        case "start":
+          return await this.#start();
+        case "stop":
+          return await this.#close("stopped");
+        case "delete":
+          return await this.#delete();
+        case "pause":
+          return await this.#switch("paused", (driver) => driver.pause());
+        case "resume":
+          return await this.#switch("running", (driver) => driver.resume());
+        case "reset":
+          return await this.#switch("running", (driver) => driver.reset());
+      }
+    });
+  }
+
+  /** Freezes disks. */
+  startFleecing(order: FleecingOrder): Promise<FleecingStatus> {
+    return this.#queue.run(async () => {
+      const driver = this.#requireDriver("take a fleecing");
+      const known = this.#record.disks.map(({ name }) => name);
+      const unknown = order.disks.find((disk) => !known.includes(disk));
+      if (unknown !== undefined) {
+        throw new ServiceError(
+          "badReference",
+          `machine ${this.#record.name} has no disk named ${unknown}`,
+        );
+      }
+      const disks = order.disks.length === 0 ? known : order.disks;
+      if (disks.length === 0) {
+        throw new ServiceError("badReference", `machine ${this.#record.name} has no disks`);
+      }
+      const name = order.name ?? this.fleecings.freeName();
+      const status = await this.fleecings.start(driver, { ...order, disks, name });
+      this.#log.info("fleecing {fleecing} started", { fleecing: name });
+      return status;
+    });
+  }
+
+  /** Ends a fleecing. */
+  stopFleecing(name: string): Promise<void> {
+    return this.#queue.run(async () => {
+      this.fleecings.get(name);
+      await this.fleecings.stop(this.#requireDriver("end a fleecing"), name)
+        .catch((error: unknown) => {
+          throw toServiceError(error);
+        });
+      this.#log.info("fleecing {fleecing} ended", { fleecing: name });
+    });
+  }
+
+  /** A fleecing with its figures. */
+  async fleecingStatus(name: string): Promise<FleecingStatus> {
+    this.fleecings.get(name);
+    try {
+      return await this.fleecings.status(this.#requireDriver("report on a fleecing"), name);
+    } catch (error) {
+      throw toServiceError(error);
+    }
+  }
+
+  /** Where the NBD server listens, while there is one. */
+  get nbd(): MachineDriver["nbd"] | null {
+    return this.#session?.driver?.nbd ?? null;
+  }
+
+  /** A call to the I/O worker on behalf of a reader. */
+  async call<M extends IoMethod>(
+    method: M,
+    params: IoMethods[M]["params"],
+    transfer: Transferable[] = [],
+  ): Promise<IoMethods[M]["result"]> {
+    try {
+      return await this.#requireDriver("be read").call(method, params, transfer);
+    } catch (error) {
+      throw toServiceError(error);
+    }
+  }
+
+  /** Types on the console; resolves when the guest's input ring has taken everything. */
+  consoleInput(bytes: Uint8Array<ArrayBuffer>, signal: AbortSignal): Promise<void> {
+    return this.#inputQueue.run(async () => {
+      let offset = 0;
+      let deadline = Date.now() + CONSOLE_PATIENCE_MS;
+      while (offset < bytes.length && !signal.aborted) {
+        const driver = this.#requireDriver("take console input");
+        const end = Math.min(bytes.length, offset + limits.consoleInputBytes);
+        const accepted = await driver.consoleInput(bytes.slice(offset, end));
+        offset += accepted;
+        if (accepted > 0) deadline = Date.now() + CONSOLE_PATIENCE_MS;
+        else if (Date.now() > deadline) {
+          throw new ServiceError(
+            "consoleBusy",
+            `the guest does not read its console: ${offset} of ${bytes.length} bytes were taken`,
+          );
+        } else await delay(CONSOLE_POLL_MS);
+      }
+    }).catch((error: unknown) => {
+      throw toServiceError(error);
+    });
+  }
+
+  /** The service goes down: refuses what waits, closes what is open. */
+  async shutDown(): Promise<void> {
+    const reason = new ServiceError("stopping", "the service is stopping");
+    await this.#queue.close(reason);
+    if (this.#session !== null) await this.#close("stopped");
+    await this.#inputQueue.close(reason);
+    this.console.close();
+  }
+
+  async #start(): Promise<void> {
+    const session: Session = { driver: null };
+    this.#enter("starting");
+    this.#failure = null;
+    this.#exit = null;
+    this.#session = session;
+    const startedMs = performance.now();
+    try {
+      session.driver = await this.#context.openDriver(
+        await this.#config(),
+        this.#eventsOf(session),
+      );
+      await session.driver.start();
+    } catch (error) {
+      this.#failure = error instanceof Error ? error.message : String(error);
+      await this.#close("failed");
+      throw explainBoot(this.#record.name, error);
+    }
+    this.#enter("running");
+    this.#log.info("started in {ms} ms", { ms: Math.round(performance.now() - startedMs) });
+  }
+
+  async #config(): Promise<MachineConfig> {
+    const { folder, images, nbdHost } = this.#context;
+    const { id, name, image, memoryBytes, hartCount, disks } = this.#record;
+    const scratchDirectory = folder.scratchDirectory(id);
+    await Deno.mkdir(scratchDirectory, { recursive: true, mode: 0o700 });
+    const socketPath = folder.socketPath(id);
+    await Deno.remove(socketPath).catch(ignoreMissing);
+    return {
+      name,
+      memoryBytes,
+      hartCount,
+      boot: images.bootConfig(image),
+      disks: disks.map((disk) => ({
+        ...disk,
+        path: folder.diskPath(id, disk.name),
+        serial: disk.name.slice(0, SERIAL_BYTES),
+      })),
+      scratchDirectory,
+      nbd: { host: nbdHost, port: 0, socketPath },
+    };
+  }
+
+  async #switch(
+    state: "running" | "paused",
+    action: (driver: MachineDriver) => Promise<void>,
+  ): Promise<void> {
+    const session = this.#session;
+    try {
+      await action(this.#requireDriver("go on"));
+    } catch (error) {
+      this.#failure = error instanceof Error ? error.message : String(error);
+      await this.#close("failed");
+      throw explainBoot(this.#record.name, error);
+    }
+    if (this.#session === session) this.#enter(state);
+  }
+
+  /** Ends the session, if there is one, and everything that lives in it. */
+  async #close(state: "stopped" | "failed" | "deleting"): Promise<void> {
+    if (state === "stopped" && isOpen(this.#state)) this.#enter("stopping");
+    const session = this.#session;
+    this.fleecings.clear();
+    await session?.driver?.close();
+    this.#session = null;
+    const { folder } = this.#context;
+    await Deno.remove(folder.scratchDirectory(this.#record.id), { recursive: true })
+      .catch(ignoreMissing);
+    await Deno.remove(folder.socketPath(this.#record.id)).catch(ignoreMissing);
+    this.#enter(state);
+  }
+
+  async #delete(): Promise<void> {
+    await this.#close("deleting");
+    this.#saveRecord({ ...this.#record, phase: "deleting" });
+    await this.#destroy();
+  }
+
+  async #destroy(): Promise<void> {
+    this.#enter("deleting");
+    const { folder, store } = this.#context;
+    await Deno.remove(folder.diskDirectory(this.#record.id), { recursive: true })
+      .catch(ignoreMissing);
+    store.machines.remove(this.#record.name);
+    this.#isGone = true;
+    this.console.close();
+  }
+
+  async #createDisks(): Promise<void> {
+    const { folder } = this.#context;
+    const { id, disks } = this.#record;
+    await Deno.mkdir(folder.diskDirectory(id), { recursive: true, mode: 0o700 });
+    for (const disk of disks) {
+      using file = await Deno.open(folder.diskPath(id, disk.name), {
+        write: true,
+        createNew: true,
+        mode: 0o600,
+      });
+      await file.truncate(disk.sizeBytes);
+      await file.sync();
+    }
+  }
+
+  #eventsOf(session: Session): DriverEvents {
+    return {
+      onConsole: (bytes) => this.console.append(bytes),
+      onExit: (reason, code) => this.#later(session, () => this.#onExit({ reason, code })),
+      onFleecingBroken: (fleecing, disk, message) => {
+        this.fleecings.markBroken(fleecing, message);
+        this.#log.warn("fleecing {fleecing} of {disk} broke: {message}", {
+          fleecing,
+          disk,
+          message,
+        });
+      },
+      onFailed: (message) =>
+        this.#later(session, async () => {
+          this.#failure = message;
+          this.#log.error("failed: {message}", { message });
+          await this.#close("failed");
+        }),
+    };
+  }
+
+  /** Queues what a session said. */
+  #later(session: Session, action: () => Promise<void>): void {
+    this.#queue.run(async () => {
+      if (this.#session === session) await action();
+    }).catch((error: unknown) => this.#log.warn("event not handled: {error}", { error }));
+  }
+
+  async #onExit(exit: GuestExit): Promise<void> {
+    this.#log.info("guest ended: {reason} {code}", { ...exit });
+    this.#exit = exit;
+    switch (exit.reason) {
+      case "reboot":
+        return await this.#switch("running", (driver) => driver.reset());
+      case "shutdown":
+        return await this.#close("stopped");
+      case "hostFault":
+        this.#failure = `the emulator met a fault of its own (code ${exit.code})`;
+        return await this.#close("failed");
+    }
+  }
+
+  #requireDriver(purpose: string): MachineDriver {
+    const driver = this.#session?.driver ?? null;
+    if (driver === null || !isOpen(this.#state)) {
+      throw new ServiceError(
+        "wrongState",
+        `machine ${this.#record.name} can't ${purpose}: it is ${this.#state}`,
+      );
+    }
+    return driver;
+  }
+
+  #enter(state: MachineState): void {
+    this.#state = state;
+    this.#since = new Date();
+  }
+
+  #saveRecord(record: MachineRecord): void {
+    this.#record = record;
+    this.#context.store.machines.put(record.name, record);
+  }
+}
+
+/** A machine that does not start: bad boot files are the client's, the rest is ours. */
+function explainBoot(name: string, error: unknown): unknown {
+  const mapped = toServiceError(error);
+  if (!(mapped instanceof ServiceError)) {
+    const message = error instanceof Error ? error.message : String(error);
+    return new ServiceError("machineFailed", `machine ${name} failed: ${message}`, {
+      cause: error,
+    });
+  }
+  const isBootFault = ["outOfRange", "exportNotFound", "notSupported"].includes(mapped.code);
+  return isBootFault
+    ? new ServiceError("bootFailed", `machine ${name} can't boot: ${mapped.message}`, {
+      cause: error,
+    })
+    : mapped;
+}

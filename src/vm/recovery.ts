@@ -1,0 +1,99 @@
+/**
+ * What the start of the service puts right after a crash: temporary images, sockets and half-made
+ * uploads go, machines that were half made or half deleted go, all others stay with their disks.
+ *
+ * Only what the service itself marked as temporary is removed; a file that it does not know stays.
+ *
+ * @module
+ */
+
+import { join } from "node:path";
+import type { Logger } from "@logtape/logtape";
+import { type DataFolder, ignoreMissing } from "./data_folder.ts";
+import type { Store } from "./store.ts";
+
+/** What a clean-up found. */
+export interface RecoveryReport {
+  /** Temporary images of fleecings: their paths below the scratch folder. */
+  scratchFiles: string[];
+  /** Bytes that those took. */
+  scratchBytes: number;
+  /** Fleecings that ended with the crash, as machine/fleecing. */
+  fleecings: string[];
+  /** Machines that were being made or deleted. */
+  machines: string[];
+  /** Uploads that broke off, and images that were being deleted. */
+  uploads: string[];
+}
+
+/** Cleans up. Nothing may be running yet. */
+export async function recover(folder: DataFolder, store: Store): Promise<RecoveryReport> {
+  const report: RecoveryReport = {
+    scratchFiles: [],
+    scratchBytes: 0,
+    fleecings: [],
+    machines: [],
+    uploads: [],
+  };
+  await emptyScratch(folder, report);
+  for await (const entry of Deno.readDir(folder.socketDirectory)) {
+    if (entry.name.endsWith(".sock")) await Deno.remove(join(folder.socketDirectory, entry.name));
+  }
+  const all = { after: "", limit: Number.MAX_SAFE_INTEGER };
+  for (const { key } of store.fleecings.list(all)) {
+    store.fleecings.remove(key);
+    report.fleecings.push(key);
+  }
+  for (const { name, id, phase } of store.machines.list(all)) {
+    if (phase === "ready") continue;
+    await Deno.remove(folder.diskDirectory(id), { recursive: true }).catch(ignoreMissing);
+    store.machines.remove(name);
+    report.machines.push(name);
+  }
+  await removeHalfMadeImages(folder, report);
+  return report;
+}
+
+/** Says what was found, one line each; nothing after a clean stop. */
+export function logReport(report: RecoveryReport, log: Logger): void {
+  const { scratchFiles, scratchBytes, fleecings, machines, uploads } = report;
+  if (fleecings.length > 0) log.warn("fleecings lost in a crash: {fleecings}", { fleecings });
+  if (scratchFiles.length > 0) {
+    log.warn("temporary images removed: {scratchFiles}, {scratchBytes} bytes", {
+      scratchFiles,
+      scratchBytes,
+    });
+  }
+  if (machines.length > 0) log.warn("half-made machines removed: {machines}", { machines });
+  if (uploads.length > 0) log.warn("half-made uploads removed: {uploads}", { uploads });
+}
+
+async function emptyScratch(folder: DataFolder, report: RecoveryReport): Promise<void> {
+  for await (const machine of Deno.readDir(folder.scratchRoot)) {
+    const directory = join(folder.scratchRoot, machine.name);
+    if (machine.isDirectory) {
+      for await (const file of Deno.readDir(directory)) {
+        const info = await Deno.lstat(join(directory, file.name));
+        report.scratchFiles.push(`${machine.name}/${file.name}`);
+        report.scratchBytes += info.blocks === null ? info.size : info.blocks * 512;
+      }
+    }
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+async function removeHalfMadeImages(folder: DataFolder, report: RecoveryReport): Promise<void> {
+  for await (const image of Deno.readDir(folder.imagesDirectory)) {
+    const directory = join(folder.imagesDirectory, image.name);
+    if (image.name.startsWith(".deleted-")) {
+      await Deno.remove(directory, { recursive: true });
+      report.uploads.push(image.name);
+    } else if (image.isDirectory) {
+      for await (const file of Deno.readDir(directory)) {
+        if (!/^\..*\.tmp$/.test(file.name)) continue;
+        await Deno.remove(join(directory, file.name));
+        report.uploads.push(`${image.name}/${file.name}`);
+      }
+    }
+  }
+}

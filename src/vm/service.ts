@@ -1,0 +1,72 @@
+/**
+ * The service without its HTTP face: data folder, store, images, machines, exports.
+ *
+ * @module
+ */
+
+import type { Logger } from "@logtape/logtape";
+import { DataFolder } from "./data_folder.ts";
+import type { OpenDriver } from "./driver.ts";
+import { ExportDirectory } from "./export_directory.ts";
+import { type BuiltInImage, Images } from "./images.ts";
+import type { Machine } from "./machine.ts";
+import { logReport, recover } from "./recovery.ts";
+import { Registry } from "./registry.ts";
+import { SqliteStore } from "./sqlite_store.ts";
+
+/** What the service is made of. */
+export interface ServiceOptions {
+  dataPath: string;
+  builtInImages: readonly BuiltInImage[];
+  openDriver: OpenDriver;
+  /** The address that NBD servers bind to. */
+  nbdHost: string;
+  log: Logger;
+}
+
+/** A running service. Disposing of it stops all machines. */
+export class Service implements AsyncDisposable {
+  readonly startedAt = new Date();
+  #isStopping = false;
+  readonly #stack: AsyncDisposableStack;
+
+  private constructor(
+    readonly folder: DataFolder,
+    readonly images: Images,
+    readonly machines: Registry,
+    readonly exports: ExportDirectory,
+    stack: AsyncDisposableStack,
+  ) {
+    this.#stack = stack;
+  }
+
+  /** Opens the data folder, cleans up after a crash, and knows all machines. */
+  static async open(options: ServiceOptions): Promise<Service> {
+    await using stack = new AsyncDisposableStack();
+    const folder = stack.use(await DataFolder.open(options.dataPath));
+    const store = stack.use(new SqliteStore(folder.storePath));
+    logReport(await recover(folder, store), options.log);
+    const images = await Images.open(folder, store, options.builtInImages);
+    const directory = new ExportDirectory();
+    const { openDriver, nbdHost, log } = options;
+    const machines = new Registry({ folder, store, images, directory, openDriver, nbdHost, log });
+    stack.defer(() => machines.close());
+    return new Service(folder, images, machines, directory, stack.move());
+  }
+
+  /** Whether it is going down. */
+  get isStopping(): boolean {
+    return this.#isStopping;
+  }
+
+  /** The machine that an export is of. */
+  machineOfExport(name: string): Machine {
+    return this.machines.get(this.exports.get(name).vm);
+  }
+
+  /** Stops all machines in order, closes the store, gives the data folder back. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isStopping = true;
+    await this.#stack.disposeAsync();
+  }
+}

@@ -1,0 +1,84 @@
+/**
+ * The store in a SQLite file. One table of JSON documents; the write-ahead log with full
+ * synchronisation, so that a change is on stable storage when its statement returns.
+ *
+ * @module
+ */
+
+import { DatabaseSync, type StatementSync } from "node:sqlite";
+import type { Collection, FleecingRecord, ImageRecord, MachineRecord, Store } from "./store.ts";
+
+/** The version of the table below; a file of a newer one is refused. */
+const SCHEMA_VERSION = 1;
+
+/** A store in the file at a path, or ":memory:". */
+export class SqliteStore implements Store {
+  readonly images: Collection<ImageRecord>;
+  readonly machines: Collection<MachineRecord>;
+  readonly fleecings: Collection<FleecingRecord>;
+  readonly #database: DatabaseSync;
+
+  constructor(path: string) {
+    this.#database = new DatabaseSync(path);
+    this.#database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL");
+    const version = Number(this.#database.prepare("PRAGMA user_version").get()?.user_version);
+    if (version > SCHEMA_VERSION) {
+      this.#database.close();
+      throw new Error(`${path} was written by a newer Ovis (schema ${version})`);
+    }
+    this.#database.exec(`
+      CREATE TABLE IF NOT EXISTS records (
+        kind TEXT NOT NULL, name TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (kind, name)
+      ) WITHOUT ROWID;
+      PRAGMA user_version = ${SCHEMA_VERSION}`);
+    this.images = new Records(this.#database, "image");
+    this.machines = new Records(this.#database, "machine");
+    this.fleecings = new Records(this.#database, "fleecing");
+  }
+
+  [Symbol.dispose](): void {
+    this.#database.close();
+  }
+}
+
+class Records<T> implements Collection<T> {
+  readonly #kind: string;
+  readonly #get: StatementSync;
+  readonly #insert: StatementSync;
+  readonly #put: StatementSync;
+  readonly #remove: StatementSync;
+  readonly #list: StatementSync;
+
+  constructor(database: DatabaseSync, kind: string) {
+    this.#kind = kind;
+    this.#get = database.prepare("SELECT document FROM records WHERE kind = ? AND name = ?");
+    this.#insert = database.prepare("INSERT OR IGNORE INTO records VALUES (?, ?, ?)");
+    this.#put = database.prepare("INSERT OR REPLACE INTO records VALUES (?, ?, ?)");
+    this.#remove = database.prepare("DELETE FROM records WHERE kind = ? AND name = ?");
+    this.#list = database.prepare(
+      "SELECT document FROM records WHERE kind = ? AND name > ? ORDER BY name LIMIT ?",
+    );
+  }
+
+  get(name: string): T | undefined {
+    const row = this.#get.get(this.#kind, name);
+    return row === undefined ? undefined : JSON.parse(String(row.document)) as T;
+  }
+
+  insert(name: string, record: T): boolean {
+    return this.#insert.run(this.#kind, name, JSON.stringify(record)).changes === 1;
+  }
+
+  put(name: string, record: T): void {
+    this.#put.run(this.#kind, name, JSON.stringify(record));
+  }
+
+  remove(name: string): boolean {
+    return this.#remove.run(this.#kind, name).changes === 1;
+  }
+
+  list(options: { after: string; limit: number }): T[] {
+    return this.#list.all(this.#kind, options.after, options.limit)
+      .map((row) => JSON.parse(String(row.document)) as T);
+  }
+}
