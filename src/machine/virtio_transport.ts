@@ -1,0 +1,123 @@
+/**
+ * The device's end of one virtio-mmio slot (virtio 1.2, 4.2.2). Register accesses are answered on the
+ * hart's path out of the slot's words; this side fills in what the device is, reads what the driver
+ * chose, and raises interrupts.
+ *
+ *   driver resets (status 0)  -> VIRTIO_RESET_WORD differs from VIRTIO_RESET_DONE_WORD: `isResetAsked`
+ *   device has nothing left   -> `finishReset`, on which the hart goes on
+ *   a queue makes no sense    -> `fail`: DEVICE_NEEDS_RESET and a configuration interrupt; only a reset
+ *                                brings the device back
+ *
+ * @module
+ */
+
+import type { GuestMemory } from "./guest_memory.ts";
+
+export const VIRTIO_STATUS_DRIVER_OK = 4;
+export const VIRTIO_STATUS_DEVICE_NEEDS_RESET = 64;
+
+export const VIRTIO_INTERRUPT_USED = 1;
+export const VIRTIO_INTERRUPT_CONFIG = 2;
+
+export const VIRTIO_F_INDIRECT_DESC = 1n << 28n;
+export const VIRTIO_F_EVENT_IDX = 1n << 29n;
+export const VIRTIO_F_VERSION_1 = 1n << 32n;
+
+/** What a device says about itself. */
+export interface VirtioIdentity {
+  deviceId: number;
+  features: bigint;
+  queueCount: number;
+  queueSize: number;
+  config: Uint8Array;
+}
+
+/** One slot, seen from the device. */
+export class VirtioTransport {
+  /** Offset of the slot's words in the memory. */
+  readonly base: number;
+
+  constructor(readonly memory: GuestMemory, readonly slot: number) {
+    const { VIRTIO_BASE, VIRTIO_STRIDE } = memory.layout;
+    this.base = VIRTIO_BASE + slot * VIRTIO_STRIDE;
+  }
+
+  /** Puts the device into the slot. The harts must be parked. */
+  announce(identity: VirtioIdentity): void {
+    const { memory, base } = this;
+    const { layout, view } = memory;
+    memory.bytes.fill(0, base, base + layout.VIRTIO_STRIDE);
+    view.setBigUint64(base + layout.VIRTIO_DEVICE_FEATURES, identity.features, true);
+    for (let queue = 0; queue < identity.queueCount; queue++) {
+      const block = this.queueBase(queue);
+      view.setUint32(block + layout.VIRTIO_QUEUE_NUM_MAX, identity.queueSize, true);
+    }
+    memory.bytes.set(identity.config, base + layout.VIRTIO_CONFIG);
+    memory.storeWord(base + layout.VIRTIO_DEVICE_ID, identity.deviceId);
+  }
+
+  /** Offset of the words of queue `index`. */
+  queueBase(index: number): number {
+    const { layout } = this.memory;
+    return this.base + layout.VIRTIO_QUEUES + index * layout.VIRTIO_QUEUE_STRIDE;
+  }
+
+  /** The driver has finished its set-up, and the device has not failed. */
+  get isLive(): boolean {
+    const status = this.memory.loadWord(this.base + this.memory.layout.VIRTIO_STATUS_WORD);
+    return (status & (VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_DEVICE_NEEDS_RESET)) ===
+      VIRTIO_STATUS_DRIVER_OK;
+  }
+
+  /** The features that both sides have: a driver may have written anything. */
+  get features(): bigint {
+    const { view, layout } = this.memory;
+    return view.getBigUint64(this.base + layout.VIRTIO_DEVICE_FEATURES, true) &
+      view.getBigUint64(this.base + layout.VIRTIO_DRIVER_FEATURES, true);
+  }
+
+  /** The queues that were notified since the last call, one bit each. */
+  takeNotifications(): number {
+    const { words, layout } = this.memory;
+    return Atomics.exchange(words, (this.base + layout.VIRTIO_NOTIFY_WORD) >>> 2, 0) >>> 0;
+  }
+
+  /** The driver has written status 0, and a hart waits for `finishReset`. */
+  get isResetAsked(): boolean {
+    const { memory, base } = this;
+    return memory.loadWord(base + memory.layout.VIRTIO_RESET_WORD) !==
+      memory.loadWord(base + memory.layout.VIRTIO_RESET_DONE_WORD);
+  }
+
+  /** Nothing of the device is in flight any more. */
+  finishReset(): void {
+    const { memory, base } = this;
+    const { words, layout } = memory;
+    const done = (base + layout.VIRTIO_RESET_DONE_WORD) >>> 2;
+    Atomics.store(words, done, memory.loadWord(base + layout.VIRTIO_RESET_WORD));
+    Atomics.notify(words, done);
+  }
+
+  /** There is something new in a used ring. */
+  interruptUsed(): void {
+    this.#interrupt(VIRTIO_INTERRUPT_USED);
+  }
+
+  /** The driver broke its contract: nothing more is done until it resets the device (2.1.2). */
+  fail(): void {
+    const { words, layout } = this.memory;
+    const status = Atomics.or(
+      words,
+      (this.base + layout.VIRTIO_STATUS_WORD) >>> 2,
+      VIRTIO_STATUS_DEVICE_NEEDS_RESET,
+    );
+    if ((status & VIRTIO_STATUS_DRIVER_OK) !== 0) this.#interrupt(VIRTIO_INTERRUPT_CONFIG);
+  }
+
+  /** The PLIC takes the line's level from the status itself, so that no edge can be lost. */
+  #interrupt(cause: number): void {
+    const { words, layout } = this.memory;
+    Atomics.or(words, (this.base + layout.VIRTIO_INTERRUPT_STATUS_WORD) >>> 2, cause);
+    this.memory.wakeHarts();
+  }
+}
