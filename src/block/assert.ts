@@ -1,0 +1,15 @@
+/**
+ * The block layer's check for bugs. What the world does wrong is a BlockError instead.
+ *
+ * @module
+ */
+
+/** A bug of ours: an invariant does not hold. */
+export class AssertionError extends Error {
+  override readonly name = "AssertionError";
+}
+
+/** Throws where `condition` is false. */
+export function assert(condition: boolean, message: string): asserts condition {
+  if (!condition) throw new AssertionError(message);
+}

@@ -1,0 +1,126 @@
+/**
+ * The raw format: a disk's bytes as they are in another node, all of it, or the part
+ * `[offset, offset + sizeBytes)`. Without offset and size it is a filter and follows the node's size.
+ *
+ * @module
+ */
+
+import type { BlockEdge } from "../edge.ts";
+import { BlockError } from "../errors.ts";
+import type { IoVector } from "../io_vector.ts";
+import { BlockNode, type DiscardMode } from "../node.ts";
+import { defaultChildPermissions, type Permissions } from "../permissions.ts";
+import { type BlockStatus, type MaybePromise, PERM_RESIZE, PERM_WRITE } from "../types.ts";
+
+/** What a raw node is made of. */
+export interface RawNodeOptions {
+  nodeName: string;
+  file: BlockNode;
+  /** Where the disk starts in `file`. */
+  offset?: number;
+  /** The disk's size: all that follows `offset` unless given. */
+  sizeBytes?: number;
+  /** As `file` unless given. */
+  isReadOnly?: boolean;
+  discard?: DiscardMode;
+}
+
+/** Driver "raw". */
+export class RawNode extends BlockNode {
+  readonly #file: BlockEdge;
+  readonly #offset: number;
+  readonly #hasFixedSize: boolean;
+
+  constructor(options: RawNodeOptions) {
+    const offset = options.offset ?? 0;
+    const sizeBytes = partSize(options.file, offset, options.sizeBytes);
+    super({
+      nodeName: options.nodeName,
+      driver: "raw",
+      sizeBytes,
+      isReadOnly: options.isReadOnly ?? options.file.isReadOnly,
+      clusterSizeBytes: options.file.clusterSizeBytes,
+      discard: options.discard ?? "unmap",
+      handlesFua: true,
+    });
+    this.#offset = offset;
+    this.#hasFixedSize = options.sizeBytes !== undefined;
+    const isWhole = offset === 0 && !this.#hasFixedSize;
+    this.#file = this.addChild("file", isWhole ? "filtered" : "data", options.file);
+  }
+
+  protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
+    return this.#file.node.read(offset + this.#offset, target);
+  }
+
+  protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
+    return this.#file.node.write(offset + this.#offset, source, flags);
+  }
+
+  protected override doWriteZeroes(
+    offset: number,
+    length: number,
+    flags: number,
+  ): MaybePromise<void> {
+    return this.#file.node.writeZeroes(offset + this.#offset, length, flags);
+  }
+
+  protected override doDiscard(offset: number, length: number): MaybePromise<void> {
+    return this.#file.node.discard(offset + this.#offset, length);
+  }
+
+  protected override doFlush(): MaybePromise<void> {
+    return this.#file.node.flush();
+  }
+
+  protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
+    return this.#file.node.blockStatus(offset + this.#offset, length);
+  }
+
+  protected override doResize(sizeBytes: number): MaybePromise<void> {
+    if (this.#hasFixedSize) {
+      throw new BlockError("ENOTSUP", "Cannot resize fixed-size raw disks");
+    }
+    if (sizeBytes > Number.MAX_SAFE_INTEGER - this.#offset) {
+      throw new BlockError("EINVAL", "Disk size too large for the chosen offset");
+    }
+    return this.#file.node.resize(sizeBytes + this.#offset);
+  }
+
+  protected override onChildResized(edge: BlockEdge): void {
+    if (!this.#hasFixedSize) this.setSize(Math.max(edge.node.sizeBytes - this.#offset, 0));
+  }
+
+  /** Raw keeps no metadata: it writes and resizes only where its users do. */
+  override childPermissions(edge: BlockEdge, above: Permissions): Permissions {
+    const { perm, shared } = defaultChildPermissions(this, edge, above);
+    const changes = PERM_WRITE | PERM_RESIZE;
+    return { perm: (perm & ~changes) | (above.perm & changes), shared };
+  }
+
+  override details(): Record<string, number> {
+    return { offset: this.#offset };
+  }
+}
+
+/** The size of the chosen part of `file`. The texts are QEMU's. */
+function partSize(file: BlockNode, offset: number, sizeBytes: number | undefined): number {
+  if (!Number.isSafeInteger(offset) || offset < 0) {
+    throw new BlockError("EINVAL", `${offset} is not an offset in bytes`);
+  }
+  if (offset > file.sizeBytes) {
+    throw new BlockError(
+      "EINVAL",
+      `Offset (${offset}) cannot be greater than size of the containing file (${file.sizeBytes})`,
+    );
+  }
+  if (sizeBytes === undefined) return file.sizeBytes - offset;
+  if (sizeBytes > file.sizeBytes - offset) {
+    throw new BlockError(
+      "EINVAL",
+      `The sum of offset (${offset}) and size (${sizeBytes}) has to be smaller or equal to the ` +
+        `actual size of the containing file (${file.sizeBytes})`,
+    );
+  }
+  return sizeBytes;
+}

@@ -1,0 +1,371 @@
+/**
+ * The block graph of one machine: named nodes, the edges between them, and drained sections.
+ *
+ * Every change of an edge is made, checked against the permission rules, and undone when they forbid
+ * it: a failed call leaves the graph as it was. Nothing else writes edges.
+ *
+ * A drained section covers some nodes and everything above them: backends there queue new requests,
+ * those in flight and the background work of covered nodes have ended when the section's action
+ * starts. Sections nest and overlap. What comes to stand above a covered node while the section
+ * lasts is held too, and what was held stays held to its end, so that an action may put filters in
+ * and out in any order with no request in between.
+ *
+ * @module
+ */
+
+import { assert } from "./assert.ts";
+import { BlockBackend } from "./backend.ts";
+import type { BlockEdge } from "./edge.ts";
+import { BlockError } from "./errors.ts";
+import { BlockNode } from "./node.ts";
+import { parentsFirst, planPermissions } from "./permissions.ts";
+import { type MaybePromise, PERM_ALL, PERM_RESIZE } from "./types.ts";
+
+/** Longest name of a node, as in QEMU. */
+const NODE_NAME_BYTES_MAX = 31;
+
+/** The nodes of one machine. */
+export class BlockGraph {
+  readonly #nodes = new Map<string, BlockNode>();
+  readonly #backends = new Set<BlockBackend>();
+  readonly #sections = new Set<DrainedSection>();
+  #unnamedCount = 0;
+
+  /**
+   * Takes a node in, with edges to its children, which must be in the graph. Throws a BlockError on
+   * a bad or taken name (EINVAL) or a permission conflict (EPERM); the caller then still owns the
+   * node and closes it.
+   */
+  add<T extends BlockNode>(node: T): T {
+    assert(node.graph === null, `${node.description} is already part of a graph`);
+    const nodeName = node.nodeName === "" ? this.#inventName() : node.nodeName;
+    if (node.nodeName !== "") checkNodeName(nodeName);
+    if (this.#nodes.has(nodeName)) {
+      throw new BlockError("EINVAL", `Duplicate nodes with node-name='${nodeName}'`);
+    }
+    for (const edge of node.children.values()) this.#checkMember(edge.node);
+    const previousName = node.nodeName;
+    node.setGraph(this, nodeName);
+    this.#nodes.set(nodeName, node);
+    this.#change(() => {
+      for (const edge of node.children.values()) edge.node.addParent(edge);
+    }, () => {
+      for (const edge of node.children.values()) edge.node.removeParent(edge);
+      this.#nodes.delete(nodeName);
+      node.setGraph(null, previousName);
+    });
+    return node;
+  }
+
+  /** The node of that name. Throws a BlockError (ENOENT) where there is none. */
+  get(nodeName: string): BlockNode {
+    const node = this.#nodes.get(nodeName);
+    if (node === undefined) throw new BlockError("ENOENT", `Node '${nodeName}' not found`);
+    return node;
+  }
+
+  find(nodeName: string): BlockNode | undefined {
+    return this.#nodes.get(nodeName);
+  }
+
+  /** All nodes, in the order of their coming. */
+  list(): BlockNode[] {
+    return [...this.#nodes.values()];
+  }
+
+  /** All backends, in the order of their coming. */
+  listBackends(): BlockBackend[] {
+    return [...this.#backends];
+  }
+
+  /** Takes a node that nobody uses out and closes it. Throws a BlockError (EBUSY) where one does. */
+  async remove(nodeName: string): Promise<void> {
+    const node = this.get(nodeName);
+    if (node.parents.size > 0) throw inUse(node);
+    this.#detach(node);
+    await node.close();
+  }
+
+  /**
+   * Puts `filter` between an edge's parent and its node, between two requests. The filter's
+   * `filtered` child must be that node. A filter that is not in the graph yet is added; if anything
+   * fails, the graph is as before.
+   */
+  async insertFilter(filter: BlockNode, edge: BlockEdge): Promise<void> {
+    await this.drained([edge.node], () => {
+      const { node } = edge;
+      if (filteredChild(filter)?.node !== node) {
+        throw new BlockError(
+          "EINVAL",
+          `Node '${filter.nodeName}' does not filter '${node.nodeName}'`,
+        );
+      }
+      const isNew = filter.graph === null;
+      if (isNew) this.add(filter);
+      try {
+        this.replaceChild(edge, filter);
+      } catch (error) {
+        if (isNew) this.#detach(filter);
+        throw error;
+      }
+    });
+  }
+
+  /**
+   * Takes `filter` out of all paths through it, between two requests, and closes it. Throws a
+   * BlockError (EBUSY) where somebody uses the filter's own snapshot.
+   */
+  async removeFilter(filter: BlockNode): Promise<void> {
+    const child = filteredChild(filter);
+    if (child === undefined) {
+      throw new BlockError("EINVAL", `Node '${filter.nodeName}' is not a filter`);
+    }
+    this.#checkMember(filter);
+    await this.drained([filter], () => {
+      const edges = [...filter.parents];
+      if (edges.some((edge) => edge.role === "snapshot")) throw inUse(filter);
+      const attach = (node: BlockNode): void => {
+        for (const edge of edges) moveEdge(edge, node);
+      };
+      // The filter leaves in the same change, so that its own permissions stand in nobody's way.
+      this.#change(() => {
+        attach(child.node);
+        for (const edge of filter.children.values()) edge.node.removeParent(edge);
+      }, () => {
+        for (const edge of filter.children.values()) edge.node.addParent(edge);
+        attach(filter);
+      });
+      this.#forget(filter);
+      for (const edge of edges) notifyReplaced(edge);
+    });
+    await filter.close();
+  }
+
+  /**
+   * Makes `edge` lead to another node. The edge must be covered by a drained section: see `drained`.
+   * Throws a BlockError and changes nothing on a permission conflict or a loop.
+   */
+  replaceChild(edge: BlockEdge, node: BlockNode): void {
+    this.#checkMember(node);
+    const previous = edge.node;
+    if (node === previous) return;
+    assert(
+      this.#isDrained(previous),
+      `${previous.description} is replaced outside a drained section`,
+    );
+    if (edge.parent instanceof BlockNode && reaches(node, edge.parent)) {
+      throw new BlockError(
+        "EINVAL",
+        `Making '${node.nodeName}' a child of '${edge.parent.nodeName}' would create a cycle`,
+      );
+    }
+    this.#change(() => moveEdge(edge, node), () => moveEdge(edge, previous));
+    notifyReplaced(edge);
+  }
+
+  /** Changes a node's size, if all its users allow that, between two requests. */
+  async resize(nodeName: string, sizeBytes: number): Promise<void> {
+    const node = this.get(nodeName);
+    const backend = new BlockBackend(this, {
+      name: "",
+      nodeName,
+      perm: PERM_RESIZE,
+      shared: PERM_ALL,
+    });
+    try {
+      await this.drained([node], () => node.resize(sizeBytes));
+    } finally {
+      await backend.release();
+    }
+  }
+
+  /**
+   * Runs `action` while no request is in flight at the nodes or above them, nor can become so. An
+   * error of the action ends the section and is thrown on.
+   */
+  async drained<T>(nodes: Iterable<BlockNode>, action: () => MaybePromise<T>): Promise<T> {
+    const section = new DrainedSection([...nodes]);
+    this.#sections.add(section);
+    section.extend();
+    try {
+      await section.quiesce();
+      return await action();
+    } finally {
+      this.#sections.delete(section);
+      section.end();
+    }
+  }
+
+  /** Closes all nodes, parents before children. Backends must have been released (else EBUSY). */
+  async close(): Promise<void> {
+    const [backend] = this.#backends;
+    if (backend !== undefined) throw inUse(backend.node);
+    const errors: unknown[] = [];
+    for (const node of parentsFirst(this.#nodes.values())) {
+      this.#detach(node);
+      await node.close().catch((error) => errors.push(error));
+    }
+    if (errors.length > 0) throw errors[0];
+  }
+
+  // For BlockBackend.
+
+  attachBackend(backend: BlockBackend): void {
+    const { root } = backend;
+    this.#change(() => root.node.addParent(root), () => root.node.removeParent(root));
+    this.#backends.add(backend);
+  }
+
+  detachBackend(backend: BlockBackend): void {
+    if (!this.#backends.delete(backend)) return;
+    const { root } = backend;
+    this.#change(() => root.node.removeParent(root), () => root.node.addParent(root));
+  }
+
+  /** Changes edges by `apply`; where the new graph breaks the permission rules, `undo`es that. */
+  #change(apply: () => void, undo: () => void): void {
+    apply();
+    try {
+      for (const [edge, { perm, shared }] of planPermissions(this.#nodes.values())) {
+        edge.perm = perm;
+        edge.shared = shared;
+      }
+    } catch (error) {
+      undo();
+      throw error;
+    }
+    for (const section of this.#sections) section.extend();
+  }
+
+  #detach(node: BlockNode): void {
+    const edges = [...node.children.values()];
+    this.#change(() => {
+      for (const edge of edges) edge.node.removeParent(edge);
+    }, () => {
+      for (const edge of edges) edge.node.addParent(edge);
+    });
+    this.#forget(node);
+  }
+
+  #forget(node: BlockNode): void {
+    this.#nodes.delete(node.nodeName);
+    node.setGraph(null, node.nodeName);
+  }
+
+  #checkMember(node: BlockNode): void {
+    if (node.graph !== this) {
+      throw new BlockError("EINVAL", `Node '${node.nodeName}' is not part of this graph`);
+    }
+  }
+
+  #isDrained(node: BlockNode): boolean {
+    for (const section of this.#sections) {
+      if (section.covers(node)) return true;
+    }
+    return false;
+  }
+
+  #inventName(): string {
+    return `#block${String(this.#unnamedCount++).padStart(3, "0")}`;
+  }
+}
+
+/** One drained section: what it covers only grows until it ends. */
+class DrainedSection {
+  readonly #targets: readonly BlockNode[];
+  readonly #nodes = new Set<BlockNode>();
+  readonly #backends = new Set<BlockBackend>();
+  /** Nodes below the held backends: they let go of requests that they hold back. */
+  readonly #below = new Set<BlockNode>();
+  #isQuiesced = false;
+
+  constructor(targets: readonly BlockNode[]) {
+    this.#targets = targets;
+  }
+
+  covers(node: BlockNode): boolean {
+    return this.#isQuiesced && this.#nodes.has(node);
+  }
+
+  /** Takes in what stands above the covered nodes now. */
+  extend(): void {
+    const pending = [...this.#targets, ...this.#nodes];
+    const seen = new Set<BlockNode>();
+    for (let node = pending.pop(); node !== undefined; node = pending.pop()) {
+      if (seen.has(node)) continue;
+      seen.add(node);
+      for (const { parent } of node.parents) {
+        if (parent instanceof BlockNode) pending.push(parent);
+        else if (parent instanceof BlockBackend) this.#holdBackend(parent);
+      }
+    }
+    for (const node of seen) this.#nodes.add(node);
+    const backendNodes = [...this.#backends].map((backend) => backend.node);
+    for (const node of parentsFirst([...seen, ...backendNodes])) this.#letGo(node);
+  }
+
+  /** Waits until nothing is in flight. */
+  async quiesce(): Promise<void> {
+    for (;;) {
+      const work: Promise<unknown>[] = [];
+      for (const backend of this.#backends) {
+        if (backend.inFlightCount > 0) work.push(backend.idle());
+      }
+      for (const node of this.#nodes) work.push(...node.backgroundWork);
+      if (work.length === 0) break;
+      await Promise.all(work);
+    }
+    this.#isQuiesced = true;
+  }
+
+  end(): void {
+    for (const node of this.#below) node.drainEnd();
+    for (const backend of this.#backends) backend.drainEnd();
+  }
+
+  #holdBackend(backend: BlockBackend): void {
+    if (this.#backends.has(backend)) return;
+    this.#backends.add(backend);
+    backend.drainBegin();
+  }
+
+  #letGo(node: BlockNode): void {
+    if (this.#below.has(node)) return;
+    this.#below.add(node);
+    node.drainBegin();
+  }
+}
+
+/** Throws a BlockError (EINVAL) unless `name` follows QEMU's rules: a letter, then letters, digits, -._ */
+export function checkNodeName(name: string): void {
+  if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) {
+    throw new BlockError("EINVAL", `Invalid node-name: '${name}'`);
+  }
+  if (name.length > NODE_NAME_BYTES_MAX) throw new BlockError("EINVAL", "Node name too long");
+}
+
+function inUse(node: BlockNode): BlockError {
+  return new BlockError("EBUSY", `Node ${node.nodeName} is in use`);
+}
+
+function filteredChild(node: BlockNode): BlockEdge | undefined {
+  for (const edge of node.children.values()) {
+    if (edge.role === "filtered") return edge;
+  }
+  return undefined;
+}
+
+function moveEdge(edge: BlockEdge, node: BlockNode): void {
+  edge.node.removeParent(edge);
+  edge.node = node;
+  node.addParent(edge);
+}
+
+function notifyReplaced(edge: BlockEdge): void {
+  if (edge.parent instanceof BlockNode) edge.parent.childReplaced(edge);
+}
+
+/** Whether `node` is `other` or stands above it. */
+function reaches(node: BlockNode, other: BlockNode): boolean {
+  return parentsFirst([node]).includes(other);
+}

@@ -1,0 +1,377 @@
+/**
+ * A block node: a disk's content at some level of the graph. Leaf drivers, formats and filters
+ * extend BlockNode.
+ *
+ * The public request methods are the choke point: each checks range, flags and read-only once and
+ * then calls the protected `doX`, which therefore never checks again. A node may be used by several
+ * parents at once. Requests need not be aligned.
+ *
+ *   created --BlockGraph.add--> in the graph --BlockGraph.remove--> closed
+ *
+ * Children are given to `addChild` in the constructor and become edges with permissions when the
+ * graph takes the node. The graph, and nobody else, calls the methods under "For the graph".
+ *
+ * @module
+ */
+
+import { assert } from "./assert.ts";
+import { BlockEdge, type ChildRole } from "./edge.ts";
+import { BlockError } from "./errors.ts";
+import type { BlockGraph } from "./graph.ts";
+import { IoVector } from "./io_vector.ts";
+import { andThen } from "./maybe_promise.ts";
+import { defaultChildPermissions, type Permissions } from "./permissions.ts";
+import {
+  type BlockStatus,
+  type MaybePromise,
+  REQ_FUA,
+  REQ_MAY_UNMAP,
+  REQ_NO_FALLBACK,
+  REQ_WRITE_UNCHANGED,
+  STATUS_ALLOCATED,
+  STATUS_DATA,
+} from "./types.ts";
+import { writeZeroesByWriting } from "./zeroes.ts";
+
+/** What every node is made of. */
+export interface BlockNodeOptions {
+  /** See checkNodeName in graph.ts. Empty: the graph names it ("#block000"). */
+  nodeName: string;
+  /** The driver's name: "file", "raw", "copy-before-write". */
+  driver: string;
+  sizeBytes: number;
+  isReadOnly: boolean;
+  /** Unit of allocation, where the driver has one. */
+  clusterSizeBytes?: number | null;
+  /** "ignore" swallows discards and says success, as QEMU's default does. "unmap" unless given. */
+  discard?: DiscardMode;
+  /** doWrite and doWriteZeroes handle REQ_FUA; else a flush follows such a request. */
+  handlesFua?: boolean;
+}
+
+/** What a node does with discards. */
+export type DiscardMode = "unmap" | "ignore";
+
+const WRITE_FLAGS = REQ_FUA | REQ_WRITE_UNCHANGED;
+const ZERO_FLAGS = WRITE_FLAGS | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
+
+/** A node of the block graph. */
+export abstract class BlockNode {
+  readonly driver: string;
+  /** The node refuses writes, whoever asks. */
+  readonly isReadOnly: boolean;
+  readonly clusterSizeBytes: number | null;
+  readonly discardMode: DiscardMode;
+
+  /** Edges to the nodes that this node uses, by child name. */
+  readonly children: ReadonlyMap<string, BlockEdge>;
+  /** Edges of those who use this node. */
+  readonly parents: ReadonlySet<BlockEdge>;
+
+  readonly #children = new Map<string, BlockEdge>();
+  readonly #parents = new Set<BlockEdge>();
+  readonly #background = new Set<Promise<unknown>>();
+  readonly #handlesFua: boolean;
+  #nodeName: string;
+  #sizeBytes: number;
+  #graph: BlockGraph | null = null;
+  #drainDepth = 0;
+  #closing: Promise<void> | null = null;
+
+  constructor(options: BlockNodeOptions) {
+    checkSize(options.sizeBytes);
+    this.driver = options.driver;
+    this.isReadOnly = options.isReadOnly;
+    this.clusterSizeBytes = options.clusterSizeBytes ?? null;
+    this.discardMode = options.discard ?? "unmap";
+    this.children = this.#children;
+    this.parents = this.#parents;
+    this.#handlesFua = options.handlesFua ?? false;
+    this.#nodeName = options.nodeName;
+    this.#sizeBytes = options.sizeBytes;
+  }
+
+  get nodeName(): string {
+    return this.#nodeName;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  /** As error messages name it. */
+  get description(): string {
+    return `node '${this.#nodeName}'`;
+  }
+
+  /** The graph that the node is part of, null before `add` and after `remove`. */
+  get graph(): BlockGraph | null {
+    return this.#graph;
+  }
+
+  // Requests: the choke point.
+
+  /** Reads `target.length` bytes at `offset`. */
+  read(offset: number, target: IoVector): MaybePromise<void> {
+    this.#checkRange(offset, target.length);
+    if (target.length === 0) return;
+    return this.doRead(offset, target);
+  }
+
+  /** Writes. `flags`: REQ_FUA, REQ_WRITE_UNCHANGED. */
+  write(offset: number, source: IoVector, flags = 0): MaybePromise<void> {
+    this.#checkRange(offset, source.length);
+    this.#checkWrite(flags, WRITE_FLAGS);
+    if (source.length === 0) return;
+    if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
+      return andThen(this.doWrite(offset, source, flags & ~REQ_FUA), () => this.doFlush());
+    }
+    return this.doWrite(offset, source, flags);
+  }
+
+  /** Makes a range read as zeroes. `flags`: those of `write`, REQ_MAY_UNMAP, REQ_NO_FALLBACK. */
+  writeZeroes(offset: number, length: number, flags = 0): MaybePromise<void> {
+    this.#checkRange(offset, length);
+    this.#checkWrite(flags, ZERO_FLAGS);
+    if (length === 0) return;
+    if (this.discardMode === "ignore") flags &= ~REQ_MAY_UNMAP;
+    if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
+      return andThen(this.doWriteZeroes(offset, length, flags & ~REQ_FUA), () => this.doFlush());
+    }
+    return this.doWriteZeroes(offset, length, flags);
+  }
+
+  /** Says that a range's content is no longer needed. What it reads as afterwards is undefined. */
+  discard(offset: number, length: number): MaybePromise<void> {
+    this.#checkRange(offset, length);
+    this.#checkWrite(0, 0);
+    if (length === 0 || this.discardMode === "ignore") return;
+    return this.doDiscard(offset, length);
+  }
+
+  /** Everything whose write was answered before is on stable storage when this is answered. */
+  flush(): MaybePromise<void> {
+    this.#checkOpen();
+    return this.doFlush();
+  }
+
+  /** The state of the run that starts at `offset`, of at most `length` bytes. */
+  blockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
+    this.#checkRange(offset, length);
+    if (length === 0) return { length: 0, flags: 0 };
+    return this.doBlockStatus(offset, length);
+  }
+
+  /** Reads the node's snapshot, where it keeps one. */
+  snapshotRead(offset: number, target: IoVector): MaybePromise<void> {
+    this.#checkRange(offset, target.length);
+    if (target.length === 0) return;
+    return this.doSnapshotRead(offset, target);
+  }
+
+  /** Block status of the node's snapshot. */
+  snapshotBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
+    this.#checkRange(offset, length);
+    if (length === 0) return { length: 0, flags: 0 };
+    return this.doSnapshotBlockStatus(offset, length);
+  }
+
+  /** Drops a part of the node's snapshot. Allowed on a read-only node: its content stays. */
+  snapshotDiscard(offset: number, length: number): MaybePromise<void> {
+    this.#checkRange(offset, length);
+    if (length === 0) return;
+    return this.doSnapshotDiscard(offset, length);
+  }
+
+  /** Grows or shrinks the node. Callers hold PERM_RESIZE: see BlockGraph.resize. */
+  resize(sizeBytes: number): MaybePromise<void> {
+    checkSize(sizeBytes);
+    this.#checkWrite(0, 0);
+    if (sizeBytes === this.#sizeBytes) return;
+    return this.doResize(sizeBytes);
+  }
+
+  // What drivers and filters implement.
+
+  protected abstract doRead(offset: number, target: IoVector): MaybePromise<void>;
+
+  protected doWrite(_offset: number, _source: IoVector, _flags: number): MaybePromise<void> {
+    throw this.notSupported("writing");
+  }
+
+  /** By default writes zeroes in bounded pieces, so that REQ_NO_FALLBACK is not supported. */
+  protected doWriteZeroes(offset: number, length: number, flags: number): MaybePromise<void> {
+    if ((flags & REQ_NO_FALLBACK) !== 0) throw this.notSupported("writing zeroes efficiently");
+    return writeZeroesByWriting({
+      offset,
+      length,
+      write: (at, zeroes) => this.doWrite(at, zeroes, flags & ~REQ_MAY_UNMAP),
+    });
+  }
+
+  /** A hint, ignored by default. */
+  protected doDiscard(_offset: number, _length: number): MaybePromise<void> {}
+
+  protected doFlush(): MaybePromise<void> {}
+
+  protected doBlockStatus(_offset: number, length: number): MaybePromise<BlockStatus> {
+    return { length, flags: STATUS_DATA | STATUS_ALLOCATED };
+  }
+
+  protected doSnapshotRead(_offset: number, _target: IoVector): MaybePromise<void> {
+    throw this.notSupported("snapshot reads");
+  }
+
+  protected doSnapshotBlockStatus(_offset: number, _length: number): MaybePromise<BlockStatus> {
+    throw this.notSupported("snapshot block status");
+  }
+
+  protected doSnapshotDiscard(_offset: number, _length: number): MaybePromise<void> {
+    throw this.notSupported("snapshot discards");
+  }
+
+  /** Must call `setSize` when the new size is in force. */
+  protected doResize(_sizeBytes: number): MaybePromise<void> {
+    throw this.notSupported("resizing");
+  }
+
+  /** Releases what the node holds. Nobody uses the node any more and nothing runs in the background. */
+  protected doClose(): MaybePromise<void> {}
+
+  /** Requests to this node or above it are being stopped: let those go that the node holds back. */
+  protected onDrainBegin(): void {}
+
+  /** The last drained section that covered this node ended. */
+  protected onDrainEnd(): void {}
+
+  /** The size of a child changed. A filter follows. */
+  protected onChildResized(edge: BlockEdge): void {
+    if (edge.role === "filtered") this.setSize(edge.node.sizeBytes);
+  }
+
+  /** The permissions this node takes on a child, given what its own parents take and share. */
+  childPermissions(edge: BlockEdge, above: Permissions): Permissions {
+    return defaultChildPermissions(this, edge, above);
+  }
+
+  /** Facts about the node for its description: strings, numbers, booleans (see node_info.ts). */
+  details(): Record<string, string | number | boolean | null> {
+    return {};
+  }
+
+  // For drivers and filters.
+
+  /** Declares a child; called in the constructor. Use `edge.node` afresh for every request. */
+  protected addChild(name: string, role: ChildRole, node: BlockNode): BlockEdge {
+    assert(this.#graph === null, "children are declared before the node is added to a graph");
+    assert(!this.#children.has(name), `two children named ${name}`);
+    const edge = new BlockEdge(this, name, role, node);
+    this.#children.set(name, edge);
+    return edge;
+  }
+
+  /** Makes drained sections and close wait for work that outlives the request that started it. */
+  protected trackBackground(work: Promise<unknown>): void {
+    const settled = work.then(() => {}, () => {});
+    this.#background.add(settled);
+    settled.then(() => this.#background.delete(settled));
+  }
+
+  /** The size changed: parents follow. */
+  protected setSize(sizeBytes: number): void {
+    if (sizeBytes === this.#sizeBytes) return;
+    this.#sizeBytes = sizeBytes;
+    for (const edge of this.#parents) {
+      if (edge.parent instanceof BlockNode) edge.parent.onChildResized(edge);
+    }
+  }
+
+  protected notSupported(what: string): BlockError {
+    return new BlockError(
+      "ENOTSUP",
+      `Driver '${this.driver}' (node '${this.#nodeName}') does not support ${what}`,
+    );
+  }
+
+  // For the graph.
+
+  /** Work that still runs behind answered requests. */
+  get backgroundWork(): readonly Promise<unknown>[] {
+    return [...this.#background];
+  }
+
+  /** The node became part of `graph` under a name, or left it. */
+  setGraph(graph: BlockGraph | null, nodeName: string): void {
+    this.#graph = graph;
+    this.#nodeName = nodeName;
+  }
+
+  addParent(edge: BlockEdge): void {
+    this.#parents.add(edge);
+  }
+
+  removeParent(edge: BlockEdge): void {
+    this.#parents.delete(edge);
+  }
+
+  /** After another node took a child's place. */
+  childReplaced(edge: BlockEdge): void {
+    this.onChildResized(edge);
+  }
+
+  drainBegin(): void {
+    if (++this.#drainDepth === 1) this.onDrainBegin();
+  }
+
+  drainEnd(): void {
+    assert(this.#drainDepth > 0, "drainEnd without drainBegin");
+    if (--this.#drainDepth === 0) this.onDrainEnd();
+  }
+
+  /** Closes the node once nobody uses it. May be called again: waits for the same close. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    assert(this.#parents.size === 0, `node '${this.#nodeName}' is closed while in use`);
+    while (this.#background.size > 0) await Promise.all(this.#background);
+    await this.doClose();
+  }
+
+  #checkOpen(): void {
+    if (this.#closing !== null) {
+      throw new BlockError("ESHUTDOWN", `Node '${this.#nodeName}' is closed`);
+    }
+  }
+
+  #checkRange(offset: number, length: number): void {
+    // The order of the comparisons also refuses NaN; neither sum nor difference can overflow.
+    if (
+      !(offset >= 0 && length >= 0 && length <= this.#sizeBytes - offset) ||
+      !Number.isSafeInteger(offset) || !Number.isSafeInteger(length)
+    ) {
+      throw new BlockError(
+        "EINVAL",
+        `${length} bytes at ${offset} are outside of node '${this.#nodeName}' ` +
+          `of ${this.#sizeBytes} bytes`,
+      );
+    }
+    if (this.#closing !== null) this.#checkOpen();
+  }
+
+  #checkWrite(flags: number, allowedFlags: number): void {
+    if ((flags & ~allowedFlags) !== 0) {
+      throw new BlockError("EINVAL", `Request flags 0x${flags.toString(16)} are not valid here`);
+    }
+    if (this.isReadOnly) throw new BlockError("EPERM", "Block node is read-only");
+    if (this.#closing !== null) this.#checkOpen();
+  }
+}
+
+function checkSize(sizeBytes: number): void {
+  if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 0) {
+    throw new BlockError("EINVAL", `${sizeBytes} is not a size in bytes`);
+  }
+}
