@@ -52,6 +52,16 @@ export interface BlockNodeOptions {
 /** What a node does with discards. */
 export type DiscardMode = "unmap" | "ignore";
 
+/** Who follows the changes of a node's content: its dirty bitmaps (see dirty_bitmap.ts). */
+export interface NodeObserver {
+  /** A write, write-zeroes or discard of this range ended, well or not. */
+  changed(offset: number, length: number): void;
+  /** The node is about to be resized. Throws to refuse that. */
+  resizing(sizeBytes: number): void;
+  /** The node has another size now. */
+  resized(sizeBytes: number): void;
+}
+
 const WRITE_FLAGS = REQ_FUA | REQ_WRITE_UNCHANGED;
 const ZERO_FLAGS = WRITE_FLAGS | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
 
@@ -77,6 +87,7 @@ export abstract class BlockNode {
   #graph: BlockGraph | null = null;
   #drainDepth = 0;
   #closing: Promise<void> | null = null;
+  #observer: NodeObserver | null = null;
 
   constructor(options: BlockNodeOptions) {
     checkSize(options.sizeBytes);
@@ -123,10 +134,10 @@ export abstract class BlockNode {
     this.#checkRange(offset, source.length);
     this.#checkWrite(flags, WRITE_FLAGS);
     if (source.length === 0) return;
-    if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
-      return andThen(this.doWrite(offset, source, flags & ~REQ_FUA), () => this.doFlush());
+    if (this.#observer !== null) {
+      return this.#observed(offset, source.length, () => this.#write(offset, source, flags));
     }
-    return this.doWrite(offset, source, flags);
+    return this.#write(offset, source, flags);
   }
 
   /** Makes a range read as zeroes. `flags`: those of `write`, REQ_MAY_UNMAP, REQ_NO_FALLBACK. */
@@ -135,10 +146,10 @@ export abstract class BlockNode {
     this.#checkWrite(flags, ZERO_FLAGS);
     if (length === 0) return;
     if (this.discardMode === "ignore") flags &= ~REQ_MAY_UNMAP;
-    if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
-      return andThen(this.doWriteZeroes(offset, length, flags & ~REQ_FUA), () => this.doFlush());
+    if (this.#observer !== null) {
+      return this.#observed(offset, length, () => this.#writeZeroes(offset, length, flags));
     }
-    return this.doWriteZeroes(offset, length, flags);
+    return this.#writeZeroes(offset, length, flags);
   }
 
   /** Says that a range's content is no longer needed. What it reads as afterwards is undefined. */
@@ -146,6 +157,9 @@ export abstract class BlockNode {
     this.#checkRange(offset, length);
     this.#checkWrite(0, 0);
     if (length === 0 || this.discardMode === "ignore") return;
+    if (this.#observer !== null) {
+      return this.#observed(offset, length, () => this.doDiscard(offset, length));
+    }
     return this.doDiscard(offset, length);
   }
 
@@ -188,6 +202,7 @@ export abstract class BlockNode {
     checkSize(sizeBytes);
     this.#checkWrite(0, 0);
     if (sizeBytes === this.#sizeBytes) return;
+    this.#observer?.resizing(sizeBytes);
     return this.doResize(sizeBytes);
   }
 
@@ -281,6 +296,7 @@ export abstract class BlockNode {
   protected setSize(sizeBytes: number): void {
     if (sizeBytes === this.#sizeBytes) return;
     this.#sizeBytes = sizeBytes;
+    this.#observer?.resized(sizeBytes);
     for (const edge of this.#parents) {
       if (edge.parent instanceof BlockNode) edge.parent.onChildResized(edge);
     }
@@ -291,6 +307,15 @@ export abstract class BlockNode {
       "ENOTSUP",
       `Driver '${this.driver}' (node '${this.#nodeName}') does not support ${what}`,
     );
+  }
+
+  /** Whom changes of the content are told, nobody by default. */
+  get observer(): NodeObserver | null {
+    return this.#observer;
+  }
+
+  set observer(observer: NodeObserver | null) {
+    this.#observer = observer;
   }
 
   // For the graph.
@@ -338,6 +363,38 @@ export abstract class BlockNode {
     assert(this.#parents.size === 0, `node '${this.#nodeName}' is closed while in use`);
     while (this.#background.size > 0) await Promise.all(this.#background);
     await this.doClose();
+  }
+
+  #write(offset: number, source: IoVector, flags: number): MaybePromise<void> {
+    if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
+      return andThen(this.doWrite(offset, source, flags & ~REQ_FUA), () => this.doFlush());
+    }
+    return this.doWrite(offset, source, flags);
+  }
+
+  #writeZeroes(offset: number, length: number, flags: number): MaybePromise<void> {
+    if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
+      return andThen(this.doWriteZeroes(offset, length, flags & ~REQ_FUA), () => this.doFlush());
+    }
+    return this.doWriteZeroes(offset, length, flags);
+  }
+
+  /** A request that may change the content. A failed one may have changed a part of it. */
+  #observed(
+    offset: number,
+    length: number,
+    request: () => MaybePromise<void>,
+  ): MaybePromise<void> {
+    const ended = (): void => this.#observer?.changed(offset, length);
+    let result: MaybePromise<void>;
+    try {
+      result = request();
+    } catch (error) {
+      ended();
+      throw error;
+    }
+    if (result instanceof Promise) return result.finally(ended);
+    ended();
   }
 
   #checkOpen(): void {
