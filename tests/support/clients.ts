@@ -5,18 +5,26 @@
  * @module
  */
 
-/** The first of `candidates` found on PATH, or undefined. */
+/** The first of `candidates` that is a file (a path) or found on PATH (a name), or undefined. */
 export function findProgram(...candidates: string[]): string | undefined {
   for (const name of candidates) {
+    if (name.includes("/")) {
+      if (isFile(name)) return name;
+      continue;
+    }
     for (const directory of (Deno.env.get("PATH") ?? "").split(":")) {
-      try {
-        if (Deno.statSync(`${directory}/${name}`).isFile) return `${directory}/${name}`;
-      } catch (error) {
-        if (!(error instanceof Deno.errors.NotFound)) continue;
-      }
+      if (isFile(`${directory}/${name}`)) return `${directory}/${name}`;
     }
   }
   return undefined;
+}
+
+function isFile(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
 }
 
 /**

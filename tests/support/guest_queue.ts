@@ -265,11 +265,18 @@ export class GuestDisk {
 
   constructor(
     backend: VirtioBlkBackend,
-    options: { ramBytes?: number; size?: number; features?: bigint; serial?: string } = {},
+    options: {
+      ramBytes?: number;
+      size?: number;
+      features?: bigint;
+      serial?: string;
+      isReadOnly?: boolean;
+    } = {},
   ) {
     const memory = createGuestMemory(options.ramBytes);
     this.device = new VirtioBlk(new VirtioTransport(memory, 0), {
       backend,
+      isReadOnly: options.isReadOnly ?? false,
       serial: options.serial ?? "serial-of-a-test",
     });
     this.device.announce();

@@ -1,0 +1,175 @@
+/**
+ * Benchmarks inside a guest: the interpreter's speed, the boot of Debian's kernel, the disk, and what
+ * a fleecing costs the guest. The peer is qemu-system-riscv64 with the same guest.
+ *
+ * @module
+ */
+
+import { debianFiles } from "../tests/support/debian.ts";
+import { Service } from "../tests/support/service.ts";
+import { demoGuest, figure, type Guest, startOurs, startQemu } from "./machines.ts";
+import { freeze, type QmpClient, startQmp } from "./qemu_fleecing.ts";
+import { median, medianOf, type Row } from "./table.ts";
+
+const MiB = 1024 * 1024;
+const DISK_BYTES = 256 * MiB;
+const RUNS = 5;
+
+/** Million guest instructions a second in an integer loop of the demo guest. */
+export async function benchInterpreter(service: Service): Promise<Row[]> {
+  const options = { memoryBytes: 64 * MiB };
+  const speed = async (guest: Guest) => {
+    await guest.waitFor(/demo> /);
+    await guest.demo("spin 3000000"); // until the engine has compiled the interpreter
+    return await medianOf(RUNS, async () => figure(await guest.demo("spin"), "million a second"));
+  };
+  await using ours = await startOurs(service, demoGuest, options);
+  const oursSpeed = await speed(ours);
+  await using qemu = startQemu(demoGuest, options);
+  return [{
+    what: "integer loop in a guest",
+    unit: "M instr/s",
+    ours: oursSpeed,
+    peer: { name: "qemu TCG", value: await speed(qemu) },
+    aim: "150 M instr/s or more",
+    isSmallerBetter: false,
+  }];
+}
+
+/** Seconds from the start of the machine until Debian's kernel runs its init. */
+export async function benchBoot(service: Service): Promise<Row[]> {
+  const files = { ...await debianFiles(), cmdline: "console=ttyS0" };
+  const options = { memoryBytes: 512 * MiB };
+  const timed = async (start: () => Guest | Promise<Guest>) => {
+    const begin = performance.now();
+    await using guest = await start();
+    await guest.waitFor(/Run \/init as init process/);
+    return (performance.now() - begin) / 1000;
+  };
+  const ours = await medianOf(3, () => timed(() => startOurs(service, files, options)));
+  const qemu = await medianOf(3, () => timed(() => startQemu(files, options)));
+  return [{
+    what: "Debian's kernel to init",
+    unit: "s",
+    ours,
+    peer: { name: "qemu TCG", value: qemu },
+    aim: "no slower (with a translator)",
+    isSmallerBetter: true,
+  }];
+}
+
+/** Sequential and random disk speed as the guest sees it. */
+export async function benchDisk(service: Service): Promise<Row[]> {
+  const memory = { memoryBytes: 64 * MiB };
+  const tests: [string, string, string][] = [
+    ["sequential write, 256 KiB", "fill 0 0 256M 0x5a", "MB/s"],
+    ["sequential read, 256 KiB", "scan 0", "MB/s"],
+    ["random write, 4 KiB, depth 8", "stress 0 7 20000", "requests/s"],
+    ["random read, 4 KiB, depth 8", "load 0 7 20000", "requests/s"],
+  ];
+  const measure = async (guest: Guest) => {
+    await guest.waitFor(/demo> /);
+    await guest.demo("fill 0 0 256M 1");
+    const values: number[] = [];
+    for (const [, command, unit] of tests) {
+      values.push(await medianOf(RUNS, async () => figure(await guest.demo(command), unit)));
+    }
+    return values;
+  };
+  const path = await makeDisk();
+  try {
+    await using ours = await startOurs(service, demoGuest, { ...memory, diskBytes: DISK_BYTES });
+    const oursValues = await measure(ours);
+    await using qemu = startQemu(demoGuest, { ...memory, diskPath: path });
+    const qemuValues = await measure(qemu);
+    return tests.map(([what, , unit], index) => ({
+      what: `guest disk: ${what}`,
+      unit,
+      ours: oursValues[index],
+      peer: { name: "qemu TCG", value: qemuValues[index] },
+      aim: "no slower",
+      isSmallerBetter: false,
+    }));
+  } finally {
+    await Deno.remove(path);
+  }
+}
+
+/** Guest write speed without a fleecing, with one, and once its clusters are copied. */
+export async function benchFleecing(service: Service): Promise<Row[]> {
+  const path = await makeDisk();
+  const temporary = await makeDisk();
+  const socket = await Deno.makeTempFile({ suffix: ".qmp" });
+  await Deno.remove(socket);
+  try {
+    await using ours = await startOurs(service, demoGuest, {
+      memoryBytes: 64 * MiB,
+      diskBytes: DISK_BYTES,
+    });
+    const oursSpeed = await fleecingSpeeds(ours, async () => {
+      const { name } = await service.call<{ name: string }>(
+        "POST",
+        `/v1/vms/${ours.vm}/fleecings`,
+        {},
+      );
+      return () => service.call("DELETE", `/v1/vms/${ours.vm}/fleecings/${name}`);
+    });
+    await using qemu = startQemu(demoGuest, {
+      memoryBytes: 64 * MiB,
+      diskPath: path,
+      args: ["-qmp", `unix:${socket},server=on,wait=off`],
+    });
+    using qmp: QmpClient = await startQmp(socket);
+    const qemuSpeed = await fleecingSpeeds(qemu, () => freeze(qmp, temporary));
+    return [
+      ["guest write 4 KiB random, no fleecing", "none", "no slower"],
+      ["the same, first write of its cluster under a fleecing", "first", "no slower"],
+      ["the same, cluster copied already", "copied", "0.95 of no fleecing"],
+    ].map(([what, key, aim]) => ({
+      what: what ?? "",
+      unit: "requests/s",
+      ours: oursSpeed[key as keyof Speeds],
+      peer: { name: "qemu", value: qemuSpeed[key as keyof Speeds] },
+      aim: aim ?? "",
+      isSmallerBetter: false,
+    }));
+  } finally {
+    for (const file of [path, temporary, socket]) await Deno.remove(file).catch(() => {});
+  }
+}
+
+interface Speeds {
+  none: number;
+  first: number;
+  copied: number;
+}
+
+/** 4,000 random writes touch nearly two thirds of the 4,096 clusters: most are first writes. */
+async function fleecingSpeeds(
+  guest: Guest,
+  start: () => Promise<() => Promise<unknown>>,
+): Promise<Speeds> {
+  await guest.waitFor(/demo> /);
+  await guest.demo("fill 0 0 256M 1");
+  const speeds: Record<keyof Speeds, number[]> = { none: [], first: [], copied: [] };
+  for (let run = 0; run < RUNS; run++) {
+    speeds.none.push(figure(await guest.demo(`stress 0 ${run} 20000`), "requests/s"));
+    const stop = await start();
+    speeds.first.push(figure(await guest.demo(`stress 0 ${run} 4000`), "requests/s"));
+    await guest.demo("fill 0 0 256M 2");
+    speeds.copied.push(figure(await guest.demo(`stress 0 ${run} 20000`), "requests/s"));
+    await stop();
+  }
+  return {
+    none: median(speeds.none),
+    first: median(speeds.first),
+    copied: median(speeds.copied),
+  };
+}
+
+/** A sparse disk image of DISK_BYTES. */
+async function makeDisk(): Promise<string> {
+  const path = await Deno.makeTempFile({ suffix: ".img" });
+  await Deno.truncate(path, DISK_BYTES);
+  return path;
+}

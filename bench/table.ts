@@ -1,0 +1,67 @@
+/**
+ * Figures of a benchmark: medians of several runs, printed as a table, with the peer in the same run.
+ *
+ * @module
+ */
+
+/** One line of the table. `ratio` says how much better ours is: above 1 is better. */
+export interface Row {
+  what: string;
+  unit: string;
+  ours: number | undefined;
+  peer: { name: string; value: number | undefined } | undefined;
+  aim: string;
+  /** Whether small figures are good (times) or large ones (rates). */
+  isSmallerBetter: boolean;
+}
+
+/** The median of the values. */
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  const upper = sorted[middle] ?? NaN;
+  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? NaN) + upper) / 2;
+}
+
+/** Runs `measure` `count` times; the median. */
+export async function medianOf(count: number, measure: () => Promise<number>): Promise<number> {
+  const values: number[] = [];
+  for (let run = 0; run < count; run++) values.push(await measure());
+  return median(values);
+}
+
+/** Prints rows as a table of columns. */
+export function printTable(title: string, rows: readonly Row[]): void {
+  const lines = [["what", "ours", "peer", "ours/peer", "aim"]];
+  for (const row of rows) {
+    const peer = row.peer?.value;
+    const ratio = row.ours === undefined || peer === undefined
+      ? undefined
+      : row.isSmallerBetter
+      ? peer / row.ours
+      : row.ours / peer;
+    lines.push([
+      row.what,
+      `${number(row.ours)} ${row.unit}`,
+      row.peer === undefined ? "" : `${number(peer)} (${row.peer.name})`,
+      ratio === undefined ? "" : `${ratio.toFixed(2)}x`,
+      row.aim,
+    ]);
+  }
+  const widths =
+    lines[0]?.map((_, column) => Math.max(...lines.map((line) => line[column]?.length ?? 0))) ?? [];
+  print(`\n${title}`);
+  for (const line of lines) {
+    print("  " + line.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd());
+  }
+}
+
+function number(value: number | undefined): string {
+  if (value === undefined) return "-";
+  return value >= 100 ? value.toFixed(0) : value >= 1 ? value.toFixed(2) : value.toFixed(4);
+}
+
+/** Writes a line to the standard output. */
+export function print(line: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(`${line}\n`));
+}
