@@ -75,7 +75,6 @@ const TURN_BYTES = 4 * 1024 * 1024;
 /** What a disk needs of a block backend. Requests are in range and whole sectors. */
 export interface VirtioBlkBackend {
   readonly sizeBytes: number;
-  readonly isReadOnly: boolean;
   read(offset: number, target: IoVector): MaybePromise<void>;
   write(offset: number, source: IoVector, flags?: number): MaybePromise<void>;
   writeZeroes(offset: number, length: number, flags?: number): MaybePromise<void>;
@@ -108,6 +107,7 @@ export class VirtioBlk {
   readonly #transport: VirtioTransport;
   readonly #memory: GuestMemory;
   readonly #backend: VirtioBlkBackend;
+  readonly #isReadOnly: boolean;
   readonly #serial: Uint8Array;
   readonly #queue: Virtqueue;
   readonly #header = new Uint8Array(HEADER_BYTES);
@@ -121,11 +121,12 @@ export class VirtioBlk {
 
   constructor(
     transport: VirtioTransport,
-    options: { backend: VirtioBlkBackend; serial: string },
+    options: { backend: VirtioBlkBackend; isReadOnly: boolean; serial: string },
   ) {
     this.#transport = transport;
     this.#memory = transport.memory;
     this.#backend = options.backend;
+    this.#isReadOnly = options.isReadOnly;
     this.#serial = new TextEncoder().encode(options.serial).subarray(0, ID_BYTES);
     this.#queue = new Virtqueue(transport, 0);
   }
@@ -139,13 +140,12 @@ export class VirtioBlk {
   announce(): void {
     this.#queue.reset();
     this.#isResetting = false;
-    const isReadOnly = this.#backend.isReadOnly;
     this.#transport.announce({
       deviceId: VIRTIO_ID_BLOCK,
       features: VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC |
         VIRTIO_BLK_F_SIZE_MAX | VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE |
         VIRTIO_BLK_F_FLUSH | VIRTIO_BLK_F_TOPOLOGY |
-        (isReadOnly ? VIRTIO_BLK_F_RO : VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES),
+        (this.#isReadOnly ? VIRTIO_BLK_F_RO : VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES),
       queueCount: 1,
       queueSize: limits.queueSize,
       config: this.#describe(),
@@ -158,8 +158,10 @@ export class VirtioBlk {
    */
   process(): boolean {
     this.#transport.takeNotifications();
-    if (this.#transport.isResetAsked) this.#isResetting = true;
-    if (this.#isResetting) {
+    if (this.#transport.isResetAsked) {
+      // Chains that are out belong to the driver again: the queue drops them when they come back.
+      this.#isResetting = true;
+      this.#queue.reset();
       this.#finishResetIfIdle();
       return false;
     }
@@ -247,7 +249,7 @@ export class VirtioBlk {
       case VIRTIO_BLK_T_IN:
         return this.#transfer(chain, { sector, length: chain.writableBytes - 1, isRead: true });
       case VIRTIO_BLK_T_OUT:
-        if (this.#backend.isReadOnly) return IO_ERROR;
+        if (this.#isReadOnly) return IO_ERROR;
         return this.#transfer(chain, {
           sector,
           length: chain.readableBytes - HEADER_BYTES,
@@ -322,7 +324,7 @@ export class VirtioBlk {
 
   /** Discard and write-zeroes: all ranges are looked at before the first is touched. */
   #clear(chain: VirtqueueChain, type: number): MaybePromise<void> | Refusal {
-    if (this.#backend.isReadOnly) return IO_ERROR;
+    if (this.#isReadOnly) return IO_ERROR;
     const byteCount = chain.readableBytes - HEADER_BYTES;
     const rangeCount = byteCount / RANGE_BYTES;
     if (rangeCount < 1 || rangeCount > RANGES_MAX || byteCount % RANGE_BYTES !== 0) return IO_ERROR;
@@ -408,7 +410,11 @@ export class VirtioBlk {
         this.#queue.signal();
       });
     }
-    if (this.#isResetting) this.#finishResetIfIdle();
+    if (this.#isResetting) {
+      this.#finishResetIfIdle();
+      // A hart that did not wait for the end (its machine was paused) may have used the queue already.
+      this.#transport.ringDoorbell();
+    }
     if (this.#queue.inFlight === 0) {
       const onIdle = this.#onIdle;
       this.#onIdle = null;
@@ -418,7 +424,6 @@ export class VirtioBlk {
 
   #finishResetIfIdle(): void {
     if (this.#queue.inFlight > 0) return;
-    this.#queue.reset();
     this.#isResetting = false;
     this.#transport.finishReset();
   }

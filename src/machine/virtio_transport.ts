@@ -98,6 +98,14 @@ export class VirtioTransport {
     Atomics.notify(words, done);
   }
 
+  /** Rings the slot's doorbell, as a hart does: the device has to be looked at again. */
+  ringDoorbell(): void {
+    const { words, layout } = this.memory;
+    Atomics.or(words, layout.DOORBELL_WORD >>> 2, layout.DOORBELL_VIRTIO << this.slot);
+    Atomics.add(words, layout.IO_WAKE_WORD >>> 2, 1);
+    Atomics.notify(words, layout.IO_WAKE_WORD >>> 2);
+  }
+
   /** There is something new in a used ring. */
   interruptUsed(): void {
     this.#interrupt(VIRTIO_INTERRUPT_USED);

@@ -147,9 +147,9 @@ export class Virtqueue {
    * next reset, whatever the driver writes in between. True if the queue can be worked.
    */
   activate(): boolean {
-    if (this.#state !== "idle") return this.#state === "live";
     const { layout, view } = this.#memory;
     if (this.#memory.loadWord(this.#base + layout.VIRTIO_QUEUE_READY_WORD) !== 1) return false;
+    if (this.#state !== "idle") return this.#state === "live";
     const size = view.getUint32(this.#base + layout.VIRTIO_QUEUE_NUM, true);
     const sizeMax = view.getUint32(this.#base + layout.VIRTIO_QUEUE_NUM_MAX, true);
     if (size === 0 || size > sizeMax || (size & (size - 1)) !== 0) {

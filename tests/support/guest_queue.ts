@@ -134,8 +134,10 @@ export class GuestQueue {
     return Atomics.exchange(this.memory.words, word, 0);
   }
 
-  /** Status 0, as the hart's path does it: the registers are cleared once the device says so. */
+  /** Status 0, as the hart's path does it: the rest is cleared once the device says so. */
   askReset(): void {
+    this.memory.storeWord(this.base + layout.VIRTIO_STATUS_WORD, 0);
+    this.memory.storeWord(this.base + layout.VIRTIO_QUEUES + layout.VIRTIO_QUEUE_READY_WORD, 0);
     const word = (this.base + layout.VIRTIO_RESET_WORD) >>> 2;
     Atomics.add(this.memory.words, word, 1);
   }
@@ -147,9 +149,7 @@ export class GuestQueue {
 
   /** After a reset: registers, rings and indexes as new. */
   clear(): void {
-    this.memory.storeWord(this.base + layout.VIRTIO_STATUS_WORD, 0);
     this.memory.storeWord(this.base + layout.VIRTIO_INTERRUPT_STATUS_WORD, 0);
-    this.memory.storeWord(this.base + layout.VIRTIO_QUEUES + layout.VIRTIO_QUEUE_READY_WORD, 0);
     this.at(this.descGpa, 16 * this.size).fill(0);
     this.at(this.availGpa, 6 + 2 * this.size).fill(0);
     this.at(this.usedGpa, 6 + 8 * this.size).fill(0);
