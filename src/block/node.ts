@@ -269,6 +269,14 @@ export abstract class BlockNode {
     return defaultChildPermissions(this, edge, above);
   }
 
+  /** Bytes that the node takes on its medium, null where nobody knows. */
+  get allocatedBytes(): number | null {
+    for (const edge of this.#children.values()) {
+      if (edge.role === "filtered") return edge.node.allocatedBytes;
+    }
+    return null;
+  }
+
   /** Facts about the node for its description: strings, numbers, booleans (see node_info.ts). */
   details(): Record<string, string | number | boolean | null> {
     return {};

@@ -41,7 +41,7 @@ export class MemoryNode extends BlockNode {
   }
 
   /** Bytes that it holds now, in whole chunks of 64 KiB. */
-  get allocatedBytes(): number {
+  override get allocatedBytes(): number {
     return this.#chunks.size * CHUNK_BYTES;
   }
 
@@ -120,7 +120,7 @@ export class MemoryNode extends BlockNode {
   }
 
   override details(): Record<string, string | number> {
-    return { allocatedBytes: this.allocatedBytes, allocatedBytesMax: this.#allocatedBytesMax };
+    return { allocatedBytesMax: this.#allocatedBytesMax };
   }
 
   /** All chunks of a range, or none of them. */

@@ -42,8 +42,7 @@ export class NullCoNode extends BlockNode {
   protected override doWriteZeroes(_offset: number, _length: number, _flags: number): void {}
 
   protected override doBlockStatus(_offset: number, length: number): BlockStatus {
-    const content = this.#readZeroes ? STATUS_ZERO : 0;
-    return { length, flags: STATUS_DATA | STATUS_ALLOCATED | content };
+    return { length, flags: STATUS_ALLOCATED | (this.#readZeroes ? STATUS_ZERO : STATUS_DATA) };
   }
 
   protected override doResize(sizeBytes: number): void {

@@ -1,0 +1,200 @@
+/**
+ * What the runtime's file API lacks, called in libc: holes, zeroed ranges, image locks, and vectored
+ * I/O into shared memory in one call. Needs the permission `--allow-ffi`, 64-bit Linux and glibc.
+ *
+ * Descriptors are the operating system's own numbers, as node:fs gives them. Every call either does
+ * all of its work or says that it did not; the callers then go the ordinary way, which finds the
+ * reason. So errno is read in two places only: where it decides between "no" and "can't".
+ *
+ * A LibC belongs to the file that opened it.
+ *
+ * @module
+ */
+
+const LIBRARY = "libc.so.6";
+
+const SYMBOLS = {
+  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
+  pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
+  preadv: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
+  pwritev: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
+  fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
+  lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
+  fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
+  __errno_location: { parameters: [], result: "pointer" },
+} as const;
+
+const FALLOC_FL_KEEP_SIZE = 1;
+const FALLOC_FL_PUNCH_HOLE = 2;
+const FALLOC_FL_ZERO_RANGE = 16;
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+const F_OFD_GETLK = 36;
+const F_OFD_SETLK = 37;
+const F_RDLCK = 0;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+const ENXIO = 6;
+
+/** IOV_MAX of Linux. */
+const VECTOR_COUNT_MAX = 1024;
+/** Bytes of a struct iovec: pointer and length. */
+const VECTOR_BYTES = 16;
+/** Bytes of a struct flock: l_type 2, l_whence 2, pad 4, l_start 8, l_len 8, l_pid 4, pad 4. */
+const FLOCK_BYTES = 32;
+
+/** A run of a file, from the offset asked for. */
+export interface FileRun {
+  isData: boolean;
+  /** Where the run ends; Infinity for a hole up to the file's end. */
+  end: number;
+}
+
+/** The binding. */
+export class LibC {
+  readonly #library: Deno.DynamicLibrary<typeof SYMBOLS>;
+  readonly #vector = new Uint32Array(VECTOR_COUNT_MAX * VECTOR_BYTES / 4);
+  /** Addresses of shared buffers, which can neither move nor be detached. */
+  readonly #addresses = new WeakMap<SharedArrayBuffer, bigint>();
+
+  private constructor(library: Deno.DynamicLibrary<typeof SYMBOLS>) {
+    this.#library = library;
+  }
+
+  /** Opens the library, or says why it can't. */
+  static open(): LibC | { unavailable: string } {
+    if (Deno.build.os !== "linux") return { unavailable: `no binding for ${Deno.build.os}` };
+    if (Deno.permissions.querySync({ name: "ffi", path: LIBRARY }).state !== "granted") {
+      return { unavailable: "not permitted (--allow-ffi)" };
+    }
+    try {
+      return new LibC(Deno.dlopen(LIBRARY, SYMBOLS));
+    } catch (error) {
+      return { unavailable: error instanceof Error ? error.message : String(error) };
+    }
+  }
+
+  close(): void {
+    this.#library.close();
+  }
+
+  /** Reads at `offset`. The count read; below that asked for: not all, for whatever reason. */
+  read(fd: number, buffers: readonly Uint8Array[], offset: number): number {
+    const { pread, preadv } = this.#library.symbols;
+    const [only] = buffers;
+    if (buffers.length === 1 && only !== undefined) {
+      return Math.max(Number(pread(fd, toView(only), BigInt(only.length), BigInt(offset))), 0);
+    }
+    if (!this.#fillVector(buffers)) return 0;
+    return Math.max(Number(preadv(fd, this.#vector, buffers.length, BigInt(offset))), 0);
+  }
+
+  /** Writes at `offset`. The count written; below that given: not all, for whatever reason. */
+  write(fd: number, buffers: readonly Uint8Array[], offset: number): number {
+    const { pwrite, pwritev } = this.#library.symbols;
+    const [only] = buffers;
+    if (buffers.length === 1 && only !== undefined) {
+      return Math.max(Number(pwrite(fd, toView(only), BigInt(only.length), BigInt(offset))), 0);
+    }
+    if (!this.#fillVector(buffers)) return 0;
+    return Math.max(Number(pwritev(fd, this.#vector, buffers.length, BigInt(offset))), 0);
+  }
+
+  /** Frees a range: it reads as zeroes. Whether that worked. */
+  punchHole(fd: number, offset: number, length: number): boolean {
+    return this.#allocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+  }
+
+  /** Makes a range read as zeroes and keeps it allocated. Whether that worked. */
+  zeroRange(fd: number, offset: number, length: number): boolean {
+    return this.#allocate(fd, FALLOC_FL_ZERO_RANGE, offset, length);
+  }
+
+  /** Allocates what is a hole in a range. Whether that worked. */
+  allocate(fd: number, offset: number, length: number): boolean {
+    return this.#allocate(fd, 0, offset, length);
+  }
+
+  /** Whether `offset` holds data or is in a hole, and how far; null where nobody can say. */
+  runAt(fd: number, offset: number): FileRun | null {
+    const { lseek } = this.#library.symbols;
+    const data = Number(lseek(fd, BigInt(offset), SEEK_DATA));
+    if (data < 0) return this.#errno() === ENXIO ? { isData: false, end: Infinity } : null;
+    if (data > offset) return { isData: false, end: data };
+    const hole = Number(lseek(fd, BigInt(offset), SEEK_HOLE));
+    return hole > offset ? { isData: true, end: hole } : null;
+  }
+
+  /**
+   * Takes a shared lock on one byte of the open file description. Several holders of one byte get
+   * along: who looks for them asks `isLocked`. False: this file can't be locked.
+   */
+  lockByte(fd: number, offset: number): boolean {
+    return this.#lock(fd, F_OFD_SETLK, F_RDLCK, offset) !== null;
+  }
+
+  /** Whether another open file description holds a lock on the byte. */
+  isLocked(fd: number, offset: number): boolean {
+    const type = this.#lock(fd, F_OFD_GETLK, F_WRLCK, offset);
+    return type !== null && type !== F_UNLCK;
+  }
+
+  #allocate(fd: number, mode: number, offset: number, length: number): boolean {
+    return this.#library.symbols.fallocate(fd, mode, BigInt(offset), BigInt(length)) === 0;
+  }
+
+  /** The type that the call left in its struct flock, null if it failed. */
+  #lock(fd: number, command: number, type: number, offset: number): number | null {
+    const flock = new DataView(new ArrayBuffer(FLOCK_BYTES));
+    flock.setInt16(0, type, true);
+    flock.setBigInt64(8, BigInt(offset), true);
+    flock.setBigInt64(16, 1n, true);
+    const buffer = new Uint8Array(flock.buffer);
+    if (this.#library.symbols.fcntl(fd, command, buffer) !== 0) return null;
+    return flock.getInt16(0, true);
+  }
+
+  #errno(): number {
+    const location = this.#library.symbols.__errno_location();
+    return location === null ? 0 : new Deno.UnsafePointerView(location).getInt32();
+  }
+
+  /** Writes the iovec array. False where a buffer is not in shared memory, or there are too many. */
+  #fillVector(buffers: readonly Uint8Array[]): boolean {
+    if (buffers.length > VECTOR_COUNT_MAX) return false;
+    let at = 0;
+    let memory: ArrayBufferLike | null = null;
+    let low = 0;
+    let high = 0;
+    for (const buffer of buffers) {
+      if (buffer.buffer !== memory) {
+        memory = buffer.buffer;
+        if (!(memory instanceof SharedArrayBuffer)) return false;
+        const address = this.#addressOf(memory);
+        low = Number(address & 0xffff_ffffn);
+        high = Number(address >> 32n);
+      }
+      const sum = low + buffer.byteOffset;
+      this.#vector[at] = sum;
+      this.#vector[at + 1] = high + Math.floor(sum / 2 ** 32);
+      this.#vector[at + 2] = buffer.length;
+      this.#vector[at + 3] = 0;
+      at += VECTOR_BYTES / 4;
+    }
+    return true;
+  }
+
+  #addressOf(memory: SharedArrayBuffer): bigint {
+    let address = this.#addresses.get(memory);
+    if (address === undefined) {
+      address = Deno.UnsafePointer.value(Deno.UnsafePointer.of(toView(new Uint8Array(memory))));
+      this.#addresses.set(memory, address);
+    }
+    return address;
+  }
+}
+
+/** The binding takes views of shared memory; its types know only of others. */
+function toView(buffer: Uint8Array<ArrayBufferLike>): Uint8Array<ArrayBuffer> {
+  return buffer as Uint8Array<ArrayBuffer>;
+}
