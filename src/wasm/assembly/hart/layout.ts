@@ -157,3 +157,23 @@ export const DECODE_STRIDE: u32 = 0x0200_0000; // 32 MiB a hart
 /** Guest RAM: offset in the memory, guest physical address. */
 export const RAM_BASE: u32 = (DECODE_BASE + MAX_HARTS * DECODE_STRIDE + 0xffff) & ~0xffff;
 export const RAM_GPA: u64 = 0x8000_0000;
+
+// ---- guest physical map beside RAM: that of QEMU's `virt` -----------------------------------------
+
+export const FINISHER_GPA: u32 = 0x00100000;
+export const FINISHER_SIZE: u32 = 0x1000;
+export const RTC_GPA: u32 = 0x00101000;
+export const RTC_SIZE: u32 = 0x1000;
+export const RTC_IRQ: u32 = 11;
+export const CLINT_GPA: u32 = 0x02000000;
+export const CLINT_SIZE: u32 = 0x10000;
+export const PLIC_GPA: u32 = 0x0c000000;
+export const PLIC_SIZE: u32 = 0x600000;
+export const PLIC_SOURCE_COUNT: u32 = 32; // source 0 does not exist
+export const UART_GPA: u32 = 0x10000000;
+export const UART_SIZE: u32 = 0x100;
+export const UART_IRQ: u32 = 10;
+/** Slot n is at VIRTIO_GPA + n * VIRTIO_SLOT_SIZE and interrupts as source VIRTIO_IRQ + n. */
+export const VIRTIO_GPA: u32 = 0x10001000;
+export const VIRTIO_SLOT_SIZE: u32 = 0x1000;
+export const VIRTIO_IRQ: u32 = 1;

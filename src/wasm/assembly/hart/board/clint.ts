@@ -16,8 +16,6 @@ import { updateExternalInterrupts } from "./interrupts";
 import { countHarts, wakeHart } from "./signal";
 import { readTime, writeTime } from "./time";
 
-export const CLINT_SIZE: u32 = 0x10000;
-
 const CLINT_MTIMECMP: u32 = 0x4000;
 const CLINT_MTIME: u32 = 0xbff8;
 

@@ -4,8 +4,6 @@ import { EXIT_REBOOT, EXIT_SHUTDOWN } from "../layout";
 import { refuseAccess } from "./fault";
 import { requestExit } from "./signal";
 
-export const FINISHER_SIZE: u32 = 0x1000;
-
 const FINISHER_FAIL: u32 = 0x3333;
 const FINISHER_PASS: u32 = 0x5555;
 const FINISHER_RESET: u32 = 0x7777;

@@ -3,23 +3,30 @@
  * Accesses are naturally aligned or refused; a device sees an offset within its own window only.
  */
 
-import { VIRTIO_SLOTS } from "../layout";
-import { CLINT_SIZE, clintLoad, clintStore } from "./clint";
+import {
+  CLINT_GPA,
+  CLINT_SIZE,
+  FINISHER_GPA,
+  FINISHER_SIZE,
+  PLIC_GPA,
+  PLIC_SIZE,
+  RTC_GPA,
+  RTC_SIZE,
+  UART_GPA,
+  UART_SIZE,
+  VIRTIO_GPA,
+  VIRTIO_SLOT_SIZE,
+  VIRTIO_SLOTS,
+} from "../layout";
+import { clintLoad, clintStore } from "./clint";
 import { clearFault, refuseAccess } from "./fault";
-import { FINISHER_SIZE, finisherLoad, finisherStore } from "./finisher";
-import { PLIC_SIZE, plicLoad, plicStore } from "./plic";
-import { RTC_SIZE, rtcLoad, rtcStore } from "./rtc";
-import { UART_SIZE, uartLoad, uartStore } from "./uart";
-import { VIRTIO_SLOT_SIZE, virtioLoad, virtioStore } from "./virtio_mmio";
+import { finisherLoad, finisherStore } from "./finisher";
+import { plicLoad, plicStore } from "./plic";
+import { rtcLoad, rtcStore } from "./rtc";
+import { uartLoad, uartStore } from "./uart";
+import { virtioLoad, virtioStore } from "./virtio_mmio";
 
 export { mmioFault } from "./fault";
-
-export const FINISHER_GPA: u32 = 0x00100000;
-export const RTC_GPA: u32 = 0x00101000;
-export const CLINT_GPA: u32 = 0x02000000;
-export const PLIC_GPA: u32 = 0x0c000000;
-export const UART_GPA: u32 = 0x10000000;
-export const VIRTIO_GPA: u32 = 0x10001000;
 
 const VIRTIO_SIZE: u32 = VIRTIO_SLOTS * VIRTIO_SLOT_SIZE;
 

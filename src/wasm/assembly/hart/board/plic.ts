@@ -15,16 +15,21 @@
  * hart wakes it *after* the change, and that hart then looks at what is true by then.
  */
 
-import { IRQ_LEVEL_WORD, MAX_HARTS, PLIC_BASE } from "../layout";
+import {
+  IRQ_LEVEL_WORD,
+  MAX_HARTS,
+  PLIC_BASE,
+  PLIC_SOURCE_COUNT,
+  RTC_IRQ,
+  UART_IRQ,
+} from "../layout";
 import { hartId } from "../state";
 import { refuseAccess } from "./fault";
 import { updateLines } from "./interrupts";
-import { RTC_IRQ, rtcLevel } from "./rtc";
+import { rtcLevel } from "./rtc";
 import { countHarts, wakeHart } from "./signal";
-import { UART_IRQ, uartLevel } from "./uart";
+import { uartLevel } from "./uart";
 import { VIRTIO_IRQ_MASK, virtioLevels } from "./virtio_mmio";
-
-export const PLIC_SIZE: u32 = 0x600000;
 
 const PLIC_PENDING: u32 = 0x1000;
 const PLIC_ENABLE: u32 = 0x2000;
@@ -33,7 +38,6 @@ const PLIC_CONTEXT: u32 = 0x200000;
 const PLIC_CONTEXT_STRIDE: u32 = 0x1000;
 const PLIC_CLAIM: u32 = 4;
 
-const SOURCE_COUNT: u32 = 32; // source 0 does not exist
 const PRIORITY_MASK: u32 = 7;
 
 // Words in the device block.
@@ -61,7 +65,7 @@ export function readLevels(): u32 {
 
 export function plicLoad(offset: u32, size: u32): u64 {
   if (size !== 4) return refuseAccess();
-  if (offset < 4 * SOURCE_COUNT) return <u64> atomic.load<u32>(PRIORITIES + offset);
+  if (offset < 4 * PLIC_SOURCE_COUNT) return <u64> atomic.load<u32>(PRIORITIES + offset);
   if (offset === PLIC_PENDING) return <u64> (readLevels() & ~atomic.load<u32>(CLAIMED));
   if (offset >= PLIC_CONTEXT) {
     const context: u32 = (offset - PLIC_CONTEXT) / PLIC_CONTEXT_STRIDE;
@@ -81,7 +85,7 @@ export function plicStore(offset: u32, value: u32, size: u32): void {
     refuseAccess();
     return;
   }
-  if (offset < 4 * SOURCE_COUNT) {
+  if (offset < 4 * PLIC_SOURCE_COUNT) {
     if (offset !== 0) atomic.store<u32>(PRIORITIES + offset, value & PRIORITY_MASK);
   } else if (offset >= PLIC_CONTEXT) {
     const context: u32 = (offset - PLIC_CONTEXT) / PLIC_CONTEXT_STRIDE;
@@ -99,7 +103,7 @@ export function plicStore(offset: u32, value: u32, size: u32): void {
 
 function claim(context: u32): u32 {
   // A lost race means that another hart has got a source: no more of them than there are.
-  for (let attempt: u32 = 0; attempt < SOURCE_COUNT; attempt++) {
+  for (let attempt: u32 = 0; attempt < PLIC_SOURCE_COUNT; attempt++) {
     // A claim ignores the threshold (PLIC 1.0.0, 7).
     const source: u32 = bestSource(context, readLevels(), 0);
     if (source === 0) break;
@@ -132,7 +136,7 @@ function bestSource(context: u32, levels: u32, floor: u32): u32 {
 
 /** Completing what the context has not enabled is ignored (PLIC 1.0.0, 9). */
 function complete(context: u32, source: u32): void {
-  if (source === 0 || source >= SOURCE_COUNT) return;
+  if (source === 0 || source >= PLIC_SOURCE_COUNT) return;
   const bit: u32 = 1 << source;
   if ((atomic.load<u32>(ENABLES + 4 * context) & bit) !== 0) atomic.and<u32>(CLAIMED, ~bit);
 }

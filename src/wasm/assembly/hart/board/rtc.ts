@@ -8,9 +8,6 @@ import { refuseAccess } from "./fault";
 import { updateLines } from "./interrupts";
 import { NS_PER_TICK, readTime } from "./time";
 
-export const RTC_SIZE: u32 = 0x1000;
-export const RTC_IRQ: u32 = 11;
-
 // Registers.
 const RTC_TIME_LOW: u32 = 0x00; // a load latches RTC_TIME_HIGH; a store sets the time with it
 const RTC_TIME_HIGH: u32 = 0x04;

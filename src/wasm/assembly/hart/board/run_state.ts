@@ -4,14 +4,9 @@
  * HART_RUNNING is stored before the hart looks at other harts' requests: see remote.ts.
  */
 
-import {
-  HART_MIP_WORD,
-  HART_RUNNING,
-  HART_STATE_WORD,
-  HART_STOPPED,
-  HART_WAITING,
-} from "../layout";
-import { getCsr, hart, hartId, MIE, MIP_SOFT } from "../state";
+import { HART_RUNNING, HART_STATE_WORD, HART_STOPPED, HART_WAITING } from "../layout";
+import { hart, hartId } from "../state";
+import { isInterruptPending } from "../trap";
 import { updateExternalInterrupts } from "./interrupts";
 import { handleRemoteRequests } from "./remote";
 import { acceptStart, endSuspension, HSM_STOPPED, readHartState } from "./sbi_hsm";
@@ -29,8 +24,7 @@ export function resumeHart(): bool {
   updateExternalInterrupts();
   if (atomic.load<u32>(hart, HART_STATE_WORD) === HART_WAITING) {
     // WFI ends with any interrupt that is enabled in mie, whatever mstatus says (Priv 3.3.3).
-    const pending: u64 = <u64> atomic.load<u32>(hart, HART_MIP_WORD) | getCsr(MIP_SOFT);
-    if ((pending & getCsr(MIE)) === 0) return false;
+    if (!isInterruptPending()) return false;
     endSuspension();
   }
   atomic.store<u32>(hart, HART_RUNNING, HART_STATE_WORD);

@@ -9,7 +9,6 @@
  */
 
 import {
-  HART_PRIV,
   HART_STATE_WORD,
   HART_STOPPED,
   HART_WAITING,
@@ -31,6 +30,7 @@ import {
   setPc,
   setX,
 } from "../state";
+import { setPriv } from "../trap";
 import {
   SBI_ERR_ALREADY_AVAILABLE,
   SBI_ERR_INVALID_ADDRESS,
@@ -125,7 +125,7 @@ export function isInRam(gpa: u64, length: u64): bool {
 
 function enter(block: u32): void {
   setPc(load<u64>(block, HSM_ADDRESS) & ~1);
-  store<u32>(hart, PRIV_S, HART_PRIV);
+  setPriv(PRIV_S);
   setX(10, <u64> hartId);
   setX(11, load<u64>(block, HSM_OPAQUE));
   setCsr(SATP, 0);

@@ -29,9 +29,6 @@ import { acquireLock, releaseLock } from "./lock";
 import { ringDoorbell } from "./signal";
 import { TICKS_PER_MS } from "./time";
 
-export const UART_SIZE: u32 = 0x100;
-export const UART_IRQ: u32 = 10;
-
 // Registers by offset; DLAB exchanges the first two for the divisor.
 const UART_RBR_THR: u32 = 0;
 const UART_IER: u32 = 1;

@@ -28,6 +28,7 @@ import {
   VIRTIO_DRIVER_FEATURES,
   VIRTIO_DRIVER_FEATURES_SEL,
   VIRTIO_INTERRUPT_STATUS_WORD,
+  VIRTIO_IRQ,
   VIRTIO_NOTIFY_WORD,
   VIRTIO_QUEUE_COUNT,
   VIRTIO_QUEUE_DESC,
@@ -41,6 +42,7 @@ import {
   VIRTIO_QUEUES,
   VIRTIO_RESET_DONE_WORD,
   VIRTIO_RESET_WORD,
+  VIRTIO_SLOT_SIZE,
   VIRTIO_SLOTS,
   VIRTIO_STATUS_WORD,
   VIRTIO_STRIDE,
@@ -51,9 +53,8 @@ import { updateLines } from "./interrupts";
 import { handleRemoteRequests } from "./remote";
 import { isStopping, ringDoorbell } from "./signal";
 
-/** Guest physical bytes a slot; slots follow each other. Slot n interrupts as source 1 + n. */
-export const VIRTIO_SLOT_SIZE: u32 = 0x1000;
-export const VIRTIO_IRQ_MASK: u32 = ((1 << VIRTIO_SLOTS) - 1) << 1;
+/** The sources of all slots. */
+export const VIRTIO_IRQ_MASK: u32 = ((1 << VIRTIO_SLOTS) - 1) << VIRTIO_IRQ;
 
 const VIRTIO_MAGIC: u32 = 0x74726976;
 const VIRTIO_VERSION: u32 = 2;
@@ -100,7 +101,7 @@ export function virtioLevels(): u32 {
   let levels: u32 = 0;
   for (let index: u32 = 0; index < VIRTIO_SLOTS; index++) {
     const word: u32 = VIRTIO_BASE + index * VIRTIO_STRIDE + VIRTIO_INTERRUPT_STATUS_WORD;
-    if (atomic.load<u32>(word) !== 0) levels |= 2 << index;
+    if (atomic.load<u32>(word) !== 0) levels |= 1 << (VIRTIO_IRQ + index);
   }
   return levels;
 }
