@@ -53,6 +53,12 @@ export const limits = {
   nbdRequestsInFlight: 64,
   nbdBytesInFlight: 64 * MiB,
   nbdExtentsPerReply: 64 * 1024,
+  /** Longer options end the connection, options between nbdOptionBytes and this are skipped. */
+  nbdOptionSkipBytes: 1 * MiB,
+  /** Replies that wait for their client; beyond it none of its requests is executed. */
+  nbdOutputBytes: 1 * MiB,
+  /** A session that ends gives its client this long to take the last replies. */
+  nbdCloseMs: 2_000,
   nbdConnectionsPerVm: 256,
   nbdWebSocketFrameBytes: 256 * KiB,
   /** Unacknowledged bytes between the control isolate and an I/O worker, each way. */

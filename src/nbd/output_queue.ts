@@ -1,0 +1,188 @@
+/**
+ * The replies of one connection on their way out. Replies are laid one behind the other into chunks
+ * that come from a pool, so that many replies go out in one write and a read's data is read straight
+ * into its place. One write is under way at a time; meanwhile the next chunk fills.
+ *
+ *   current chunk --seal--> segments --write--> stream;  a chunk written goes back to the pool
+ *
+ * @module
+ */
+
+import { viewOf } from "./codec.ts";
+import type { ByteStream } from "./byte_stream.ts";
+
+/** A chunk takes one reply of a 256 KiB read, the request size of most clients, with its header. */
+export const CHUNK_DATA_BYTES = 256 * 1024;
+const CHUNK_BYTES = CHUNK_DATA_BYTES + 4096;
+/** Finished replies up to this size are copied behind others, larger ones are written from where they are. */
+const COPY_BYTES = 16 * 1024;
+
+/** A buffer of replies. */
+export interface Chunk {
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly view: DataView;
+}
+
+function createChunk(length: number): Chunk {
+  const bytes = new Uint8Array(length);
+  return { bytes, view: viewOf(bytes) };
+}
+
+/** Chunks that nobody uses now, shared by all connections of a server: an idle one holds none. */
+export class ChunkPool {
+  readonly #free: Chunk[] = [];
+  readonly #freeMax: number;
+
+  constructor(freeMax = 16) {
+    this.#freeMax = freeMax;
+  }
+
+  take(): Chunk {
+    return this.#free.pop() ?? createChunk(CHUNK_BYTES);
+  }
+
+  give(chunk: Chunk): void {
+    if (chunk.bytes.length === CHUNK_BYTES && this.#free.length < this.#freeMax) {
+      this.#free.push(chunk);
+    }
+  }
+}
+
+interface Segment {
+  bytes: Uint8Array;
+  /** Goes back to the pool after the write. */
+  chunk: Chunk | null;
+}
+
+export interface OutputQueueEvents {
+  /** A write finished: there is room again. */
+  onProgress: () => void;
+  /** The stream broke; nothing more will be written. */
+  onBroken: (error: unknown) => void;
+}
+
+/** See the module's description. */
+export class OutputQueue {
+  readonly #stream: ByteStream;
+  readonly #pool: ChunkPool;
+  readonly #events: OutputQueueEvents;
+  readonly #segments: Segment[] = [];
+  #chunk: Chunk | null = null;
+  #end = 0;
+  #isWriting = false;
+  #isBroken = false;
+  #pendingBytes = 0;
+
+  constructor(stream: ByteStream, pool: ChunkPool, events: OutputQueueEvents) {
+    this.#stream = stream;
+    this.#pool = pool;
+    this.#events = events;
+  }
+
+  /** Bytes that were committed and not yet written. */
+  get pendingBytes(): number {
+    return this.#pendingBytes;
+  }
+
+  /** Makes room for `length` bytes in a row; they start at `position` of the chunk returned. */
+  reserve(length: number): Chunk {
+    if (this.#chunk !== null && this.#chunk.bytes.length - this.#end >= length) return this.#chunk;
+    this.#seal();
+    this.flush();
+    this.#chunk = length <= CHUNK_BYTES ? this.#pool.take() : createChunk(length);
+    return this.#chunk;
+  }
+
+  /** Where the next reply starts in the current chunk. */
+  get position(): number {
+    return this.#end;
+  }
+
+  /** The first `length` bytes of what was reserved are a reply. */
+  commit(length: number): void {
+    this.#end += length;
+    this.#pendingBytes += length;
+  }
+
+  /**
+   * What was reserved is still being filled, by a request that answers later: that request keeps the
+   * chunk's rest, the next reply starts a new chunk.
+   */
+  detach(): void {
+    if (this.#chunk !== null && this.#end > 0) {
+      this.#segments.push({ bytes: this.#chunk.bytes.subarray(0, this.#end), chunk: null });
+    }
+    this.#chunk = null;
+    this.#end = 0;
+  }
+
+  /** Queues finished bytes, which now belong to the queue. */
+  append(bytes: Uint8Array): void {
+    if (bytes.length <= COPY_BYTES) {
+      this.reserve(bytes.length).bytes.set(bytes, this.#end);
+      this.commit(bytes.length);
+      return;
+    }
+    this.#seal();
+    this.#segments.push({ bytes, chunk: null });
+    this.#pendingBytes += bytes.length;
+  }
+
+  /** Starts writing, if nothing is being written. */
+  flush(): void {
+    while (!this.#isWriting) {
+      if (this.#segments.length === 0) this.#seal();
+      const segment = this.#segments.shift();
+      if (segment === undefined) return;
+      if (this.#isBroken) {
+        this.#pendingBytes -= segment.bytes.length;
+        continue;
+      }
+      try {
+        const written = this.#stream.write(segment.bytes);
+        if (written instanceof Promise) {
+          this.#isWriting = true;
+          this.#finishLater(written, segment);
+          return;
+        }
+        this.#written(segment);
+      } catch (error) {
+        this.#break(error, segment);
+      }
+    }
+  }
+
+  async #finishLater(written: Promise<void>, segment: Segment): Promise<void> {
+    try {
+      await written;
+      this.#isWriting = false;
+      this.#written(segment);
+    } catch (error) {
+      this.#isWriting = false;
+      this.#break(error, segment);
+    }
+    this.flush();
+    this.#events.onProgress();
+  }
+
+  #written(segment: Segment): void {
+    this.#pendingBytes -= segment.bytes.length;
+    if (segment.chunk !== null) this.#pool.give(segment.chunk);
+  }
+
+  #break(error: unknown, segment: Segment): void {
+    this.#pendingBytes -= segment.bytes.length;
+    if (this.#isBroken) return;
+    this.#isBroken = true;
+    this.#events.onBroken(error);
+  }
+
+  #seal(): void {
+    const chunk = this.#chunk;
+    if (chunk === null) return;
+    if (this.#end === 0) this.#pool.give(chunk);
+    else this.#segments.push({ bytes: chunk.bytes.subarray(0, this.#end), chunk });
+    this.#chunk = null;
+    this.#end = 0;
+  }
+}

@@ -1,0 +1,177 @@
+/**
+ * One NBD connection over any byte stream.
+ *
+ *   handshake --GO, EXPORT_NAME--> transmission --DISC, end, shutdown--> ending --> closed
+ *       +--ABORT, violation, deadline------------------------------------^
+ *
+ * `ending` takes no input any more; it waits for the requests in flight, lets the client take the last
+ * replies for nbdCloseMs, and closes. Whatever a client does, the session holds one unfinished option or
+ * request, the unparsed rest of one input buffer, and a bounded queue of replies.
+ *
+ * @module
+ */
+
+import type { ExportDirectory } from "../block/export.ts";
+import { limits } from "../limits.ts";
+import type { ByteSink, ByteStream, StreamEnd } from "./byte_stream.ts";
+import { Handshake } from "./handshake.ts";
+import { ChunkPool, OutputQueue } from "./output_queue.ts";
+import { Transmission } from "./transmission.ts";
+
+export interface NbdSessionOptions {
+  /** The exports that this client may open. */
+  directory: ExportDirectory;
+  /** Reply buffers, shared with other sessions. */
+  pool?: ChunkPool;
+  /** Time for the handshake, limits.nbdHandshakeMs unless told otherwise. */
+  handshakeMs?: number;
+  /** Time for the client to take the last replies, limits.nbdCloseMs unless told otherwise. */
+  closeMs?: number;
+}
+
+/** See the module's description. */
+export class NbdSession {
+  /** Resolves, with the reason, when the connection is closed and no request is in flight. */
+  readonly closed: Promise<string>;
+  readonly #stream: ByteStream;
+  readonly #options: NbdSessionOptions;
+  readonly #queue: OutputQueue;
+  readonly #handshake: Handshake;
+  #transmission: Transmission | null = null;
+  #isEnding = false;
+  #isBroken = false;
+  #isClosed = false;
+  #reason = "";
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #resolveClosed: (reason: string) => void = () => {};
+  #idleWaiters: (() => void)[] = [];
+
+  constructor(stream: ByteStream, options: NbdSessionOptions) {
+    this.#stream = stream;
+    this.#options = options;
+    this.#handshake = new Handshake(options.directory);
+    this.closed = new Promise((resolve) => this.#resolveClosed = resolve);
+    this.#queue = new OutputQueue(stream, options.pool ?? new ChunkPool(2), {
+      onProgress: () => {
+        if (this.#isEnding) clearTimeout(this.#timer);
+        this.#pump();
+      },
+      onBroken: (error) => this.#break(error instanceof Error ? error.message : String(error)),
+    });
+  }
+
+  /** The export that is open, if one is. */
+  get exportName(): string | null {
+    return this.#transmission?.exportName ?? null;
+  }
+
+  /** Greets the client and serves it. Once. */
+  start(): void {
+    this.#timer = setTimeout(
+      () => this.#end("the handshake took too long"),
+      this.#options.handshakeMs ?? limits.nbdHandshakeMs,
+    );
+    const sink: ByteSink = {
+      onData: (bytes) => this.#onData(bytes),
+      onEnd: (end) => this.#onEnd(end),
+    };
+    this.#stream.start(sink);
+    this.#queue.append(this.#handshake.takeOutput());
+    this.#queue.flush();
+  }
+
+  /**
+   * Ends the session: requests that were received are answered, with NBD_ESHUTDOWN unless they are in
+   * flight, and the connection is closed. Resolves when no request is in flight any more.
+   */
+  async shutDown(reason: string): Promise<void> {
+    this.#transmission?.shutDown();
+    this.#transmission?.pump();
+    this.#end(reason);
+    if (this.#transmission === null || this.#transmission.inFlight === 0) return;
+    await new Promise<void>((resolve) => this.#idleWaiters.push(resolve));
+  }
+
+  #onData(bytes: Uint8Array): boolean {
+    if (this.#isEnding) return false;
+    let rest = bytes;
+    if (this.#transmission === null) {
+      const consumed = this.#handshake.receive(bytes);
+      const output = this.#handshake.takeOutput();
+      if (output.length > 0) this.#queue.append(output);
+      const outcome = this.#handshake.outcome;
+      if (outcome === null || outcome.kind === "close") {
+        this.#queue.flush();
+        if (outcome !== null) this.#end(outcome.reason);
+        return false;
+      }
+      clearTimeout(this.#timer);
+      this.#transmission = new Transmission(outcome, this.#queue, () => this.#pump());
+      rest = bytes.subarray(consumed);
+    }
+    this.#transmission.push(rest);
+    this.#pump();
+    return this.#transmission.keepsInput;
+  }
+
+  /** A client that shut down its sending side is still answered what it asked for. */
+  #onEnd(end: StreamEnd): void {
+    if (end.kind === "closed") this.#break(end.message);
+    else this.#end("the client closed the connection");
+  }
+
+  /** Executes what waits, then finds out whether to take more input or to close. */
+  #pump(): void {
+    const transmission = this.#transmission;
+    if (transmission !== null && !this.#isBroken) {
+      if (!transmission.pump()) this.#end("a request without its magic number, or too long");
+      else if (transmission.isDisconnecting) this.#end("the client disconnected");
+    }
+    if (transmission !== null && transmission.inFlight === 0) {
+      for (const wake of this.#idleWaiters.splice(0)) wake();
+    }
+    if (this.#isEnding) this.#closeIfDone();
+    else if (transmission?.isBlocked === true) this.#stream.pause();
+    else this.#stream.resume();
+  }
+
+  #end(reason: string): void {
+    if (this.#isEnding) return;
+    this.#isEnding = true;
+    this.#reason = reason;
+    clearTimeout(this.#timer);
+    this.#stream.pause();
+    this.#closeIfDone();
+  }
+
+  /** Nothing can be sent any more. Requests in flight finish, for nobody. */
+  #break(message: string): void {
+    if (this.#isBroken) return;
+    this.#isBroken = true;
+    if (!this.#isEnding) {
+      this.#isEnding = true;
+      this.#reason = message;
+    }
+    clearTimeout(this.#timer);
+    this.#stream.close(this.#reason);
+    this.#closeIfDone();
+  }
+
+  #closeIfDone(): void {
+    if (this.#isClosed || (this.#transmission?.inFlight ?? 0) > 0) return;
+    const isBusy = this.#queue.pendingBytes > 0 ||
+      (this.#transmission !== null && !this.#transmission.isDisconnecting &&
+        this.#transmission.isBlocked);
+    clearTimeout(this.#timer);
+    if (!this.#isBroken && isBusy) {
+      this.#timer = setTimeout(
+        () => this.#break(`${this.#reason}; the last replies were not read`),
+        this.#options.closeMs ?? limits.nbdCloseMs,
+      );
+      return;
+    }
+    this.#isClosed = true;
+    this.#stream.close(this.#reason);
+    this.#resolveClosed(this.#reason);
+  }
+}

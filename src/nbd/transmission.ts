@@ -1,0 +1,517 @@
+/**
+ * The transmission phase of one connection: executes requests on an export and queues their replies.
+ *
+ * Exports that answer at once are served within the call: parse, read straight into the reply buffer,
+ * next request, with no promise and no copy. Where an export answers later, requests run concurrently
+ * and replies go out as they finish.
+ *
+ * Bounds: parsing stops while the output queue holds nbdOutputBytes, while nbdRequestsInFlight
+ * requests or nbdBytesInFlight bytes are in flight; unparsed input then stays with its sender. So a
+ * client that never reads costs one queue and one reply.
+ *
+ * A large read is a job that goes on as the queue drains, one piece at a time.
+ *
+ * @module
+ */
+
+import type { BlockExport, Extent, MetaContext } from "../block/export.ts";
+import { REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK } from "../block/types.ts";
+import { limits } from "../limits.ts";
+import {
+  getUint64,
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_CACHE,
+  NBD_CMD_DISC,
+  NBD_CMD_FLAG_DF,
+  NBD_CMD_FLAG_FAST_ZERO,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLAG_PAYLOAD_LEN,
+  NBD_CMD_FLAG_REQ_ONE,
+  NBD_CMD_FLUSH,
+  NBD_CMD_READ,
+  NBD_CMD_TRIM,
+  NBD_CMD_WRITE,
+  NBD_CMD_WRITE_ZEROES,
+  NBD_CONTEXT_BASE_ALLOCATION,
+  NBD_EPERM,
+  NBD_ESHUTDOWN,
+  NBD_STATE_ZERO,
+  type ReplyStyle,
+  viewOf,
+} from "./codec.ts";
+import { failureOf, type NbdFailure } from "./errno.ts";
+import { CHUNK_DATA_BYTES, type OutputQueue } from "./output_queue.ts";
+import { type ContextExtents, ReplyWriter } from "./reply_writer.ts";
+import { BAD_CONTEXT_IDS, checkRange, checkRequest, type RequestRules } from "./request_check.ts";
+import { type NbdRequest, RequestParser } from "./request_parser.ts";
+
+/** A meta context that the client selected, by the id that it was told. */
+export interface SelectedContext {
+  id: number;
+  context: MetaContext;
+}
+
+/** What the handshake decided. */
+export interface TransmissionOptions {
+  export: BlockExport;
+  style: ReplyStyle;
+  transmissionFlags: number;
+  contexts: readonly SelectedContext[];
+}
+
+/** Reads beyond this size look at the map first, so that holes are not read at all. */
+const MAP_BYTES = 64 * 1024;
+/** Shorter runs of zeroes are sent as data: a chunk costs more. */
+const HOLE_BYTES_MIN = 4096;
+/** The context in which flag 1 means that a reader is refused. */
+const ACCESS_CONTEXT = "x-ovis:access";
+const ACCESS_REFUSED = 1;
+
+const SHUTDOWN: NbdFailure = Object.freeze({
+  errno: NBD_ESHUTDOWN,
+  message: "this export is going away",
+});
+
+/** A large read on its way. */
+interface ReadJob {
+  request: NbdRequest;
+  /** Bytes answered. */
+  done: number;
+  /** Bytes left of the run that `done` lies in, and whether that run is zeroes. */
+  runLeft: number;
+  isZeroRun: boolean;
+}
+
+/** See the module's description. */
+export class Transmission {
+  readonly #export: BlockExport;
+  readonly #contexts: readonly SelectedContext[];
+  readonly #allocation: MetaContext | undefined;
+  readonly #access: MetaContext | undefined;
+  readonly #queue: OutputQueue;
+  readonly #replies: ReplyWriter;
+  readonly #parser: RequestParser;
+  readonly #onSettled: () => void;
+  #job: ReadJob | null = null;
+  #inFlight = 0;
+  #bytesInFlight = 0;
+  #borrowers = 0;
+  /** The export's last read was a promise: the next one gets a buffer of its own. */
+  #answersLater = false;
+  #isDisconnecting = false;
+  #isShuttingDown = false;
+  #isSettling = false;
+
+  /** `onSettled`: a request that answered later is done; call `pump`. */
+  constructor(options: TransmissionOptions, queue: OutputQueue, onSettled: () => void) {
+    this.#export = options.export;
+    this.#contexts = options.contexts;
+    const named = (name: string) => options.export.contexts.find((one) => one.name === name);
+    this.#allocation = named(NBD_CONTEXT_BASE_ALLOCATION);
+    this.#access = named(ACCESS_CONTEXT);
+    this.#queue = queue;
+    this.#replies = new ReplyWriter(queue, options.style);
+    this.#onSettled = onSettled;
+    const rules: RequestRules = {
+      sizeBytes: options.export.sizeBytes,
+      isReadOnly: options.export.isReadOnly,
+      canDiscard: options.export.canDiscard,
+      transmissionFlags: options.transmissionFlags,
+      style: options.style,
+      payloadBytesMax: limits.nbdPayloadBytes,
+      contextCount: options.contexts.length,
+    };
+    this.#parser = new RequestParser({
+      isExtended: options.style === "extended",
+      payloadBytesMax: limits.nbdPayloadBytes,
+      check: (request) => this.#isShuttingDown ? SHUTDOWN : checkRequest(request, rules),
+    });
+  }
+
+  get exportName(): string {
+    return this.#export.name;
+  }
+
+  /** Requests that the export has not answered yet. */
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  /** Input waits for requests to finish or replies to be read. */
+  get isBlocked(): boolean {
+    return this.#job !== null || this.#parser.hasInput;
+  }
+
+  /** The client said goodbye, or what can't be understood: nothing that follows is looked at. */
+  get isDisconnecting(): boolean {
+    return this.#isDisconnecting;
+  }
+
+  /** From now on every request is answered with NBD_ESHUTDOWN. */
+  shutDown(): void {
+    this.#isShuttingDown = true;
+    const job = this.#job;
+    this.#job = null;
+    if (job !== null) this.#replies.error(job.request, SHUTDOWN, job.request.offset + job.done);
+  }
+
+  /** Takes input; only while not blocked. */
+  push(bytes: Uint8Array): void {
+    this.#parser.push(bytes);
+  }
+
+  /** Whether someone still refers to the bytes that were pushed last. */
+  get keepsInput(): boolean {
+    return this.#parser.hasInput || this.#borrowers > 0;
+  }
+
+  /** Executes what can be executed now and starts writing. Returns false after a violation. */
+  pump(): boolean {
+    while (!this.#isDisconnecting && this.#hasRoom()) {
+      if (this.#job !== null) {
+        this.#continueRead(this.#job);
+        continue;
+      }
+      const step = this.#parser.next();
+      if (step === "more") break;
+      if (step === "violation") {
+        this.#isDisconnecting = true;
+        this.#queue.flush();
+        return false;
+      }
+      this.#execute(this.#parser.request);
+    }
+    this.#queue.flush();
+    return true;
+  }
+
+  #hasRoom(): boolean {
+    return this.#queue.pendingBytes < limits.nbdOutputBytes &&
+      this.#inFlight < limits.nbdRequestsInFlight && this.#bytesInFlight < limits.nbdBytesInFlight;
+  }
+
+  #execute(request: NbdRequest): void {
+    if (request.refusal !== null) {
+      this.#replies.error(request, request.refusal);
+      return;
+    }
+    try {
+      this.#dispatch(request);
+    } catch (error) {
+      this.#replies.error(request, failureOf(error, isFastZero(request)));
+    }
+  }
+
+  #dispatch(request: NbdRequest): void {
+    const { type, offset, length } = request;
+    if (type === NBD_CMD_READ) {
+      this.#read(request);
+      return;
+    }
+    if (type === NBD_CMD_DISC) {
+      this.#isDisconnecting = true;
+      return;
+    }
+    if (type === NBD_CMD_BLOCK_STATUS) {
+      this.#blockStatus(request);
+      return;
+    }
+    if (type === NBD_CMD_WRITE) {
+      this.#write(request);
+      return;
+    }
+    let result: void | Promise<void> = undefined;
+    if (type === NBD_CMD_FLUSH) result = this.#export.flush();
+    else if (type === NBD_CMD_TRIM && length > 0) result = this.#trim(request);
+    else if (type === NBD_CMD_WRITE_ZEROES && length > 0) {
+      result = this.#export.writeZeroes(offset, length, zeroFlags(request));
+    } else if (type === NBD_CMD_CACHE) {
+      // A hint, and every export here is as near as its cache: nothing to do.
+    }
+    if (result instanceof Promise) this.#answerLater(request.copy(), result, 0);
+    else this.#replies.done(request);
+  }
+
+  #trim(request: NbdRequest): void | Promise<void> {
+    const discarded = this.#export.discard(request.offset, request.length);
+    if ((request.flags & NBD_CMD_FLAG_FUA) === 0) return discarded;
+    if (discarded instanceof Promise) return discarded.then(() => this.#export.flush());
+    return this.#export.flush();
+  }
+
+  #write(request: NbdRequest): void {
+    const { payload, offset, isBorrowed } = request;
+    if (payload === null) {
+      this.#replies.done(request);
+      return;
+    }
+    const flags = (request.flags & NBD_CMD_FLAG_FUA) !== 0 ? REQ_FUA : 0;
+    const result = this.#export.write(offset, payload, flags);
+    if (!(result instanceof Promise)) {
+      if (!isBorrowed) this.#parser.recycle(payload);
+      this.#replies.done(request);
+      return;
+    }
+    if (isBorrowed) this.#borrowers++;
+    this.#answerLater(request.copy(), result, payload.length, isBorrowed);
+  }
+
+  /** Waits for an export that answers later. */
+  async #answerLater(
+    request: NbdRequest,
+    result: Promise<void>,
+    byteCount: number,
+    isBorrowed = false,
+  ): Promise<void> {
+    this.#enter(byteCount);
+    try {
+      await result;
+      this.#replies.done(request);
+    } catch (error) {
+      this.#replies.error(request, failureOf(error, isFastZero(request)));
+    }
+    if (isBorrowed) this.#borrowers--;
+    this.#leave(byteCount);
+  }
+
+  #enter(byteCount: number): void {
+    this.#inFlight++;
+    this.#bytesInFlight += byteCount;
+  }
+
+  /** Requests that settle in one turn of the event loop share one `onSettled`, and so one write. */
+  #leave(byteCount: number): void {
+    this.#inFlight--;
+    this.#bytesInFlight -= byteCount;
+    if (this.#isSettling) return;
+    this.#isSettling = true;
+    queueMicrotask(() => {
+      this.#isSettling = false;
+      this.#onSettled();
+    });
+  }
+
+  #read(request: NbdRequest): void {
+    const { offset, length, flags } = request;
+    if (length === 0) {
+      this.#replies.done(request);
+      return;
+    }
+    const maySplit = this.#replies.style !== "simple" && (flags & NBD_CMD_FLAG_DF) === 0;
+    if (this.#answersLater) {
+      this.#readApart(request.copy(), 0);
+    } else if (maySplit && length > MAP_BYTES) {
+      if (this.#refuses(request)) return;
+      this.#job = { request: request.copy(), done: 0, runLeft: 0, isZeroRun: false };
+    } else {
+      const position = this.#replies.dataPosition;
+      const chunk = this.#queue.reserve(position + length);
+      const start = this.#queue.position + position;
+      const result = this.#export.read(offset, chunk.bytes.subarray(start, start + length));
+      if (result instanceof Promise) {
+        const frame = chunk.bytes.subarray(start - position, start + length);
+        this.#detachRead(request.copy(), frame, { done: 0, length }, result);
+      } else {
+        this.#replies.data(chunk, request, { offset, length, isLast: true });
+      }
+    }
+  }
+
+  /**
+   * A view must give no data at all where any byte of a request is refused. The export sees to that
+   * for one read; a read that will be split is looked at as a whole here.
+   */
+  #refuses(request: NbdRequest): boolean {
+    const { offset, length } = request;
+    const runs = this.#access?.extents(offset, length, { maxExtents: 2 });
+    if (runs === undefined) return false;
+    if (runs instanceof Promise) {
+      runs.catch(() => {});
+      this.#readApart(request.copy(), 0);
+      return true;
+    }
+    let from = offset;
+    for (const run of runs) {
+      if ((run.flags & ACCESS_REFUSED) !== 0) {
+        this.#replies.error(request, {
+          errno: NBD_EPERM,
+          message: `access denied: bytes ${from} to ${from + run.length} may not be read`,
+        }, from);
+        return true;
+      }
+      from += run.length;
+    }
+    return false;
+  }
+
+  /** One more chunk of a large read. */
+  #continueRead(job: ReadJob): void {
+    const { request } = job;
+    const offset = request.offset + job.done;
+    try {
+      if (job.runLeft === 0) this.#nextRun(job, offset);
+      if (job.isZeroRun) {
+        const length = job.runLeft;
+        this.#advance(job, length);
+        this.#replies.hole(request, { offset, length, isLast: this.#job === null });
+        return;
+      }
+      const length = Math.min(job.runLeft, CHUNK_DATA_BYTES);
+      const position = this.#replies.dataPosition;
+      const chunk = this.#queue.reserve(position + length);
+      const start = this.#queue.position + position;
+      const result = this.#export.read(offset, chunk.bytes.subarray(start, start + length));
+      if (result instanceof Promise) {
+        this.#job = null;
+        const frame = chunk.bytes.subarray(start - position, start + length);
+        this.#detachRead(request, frame, { done: job.done, length }, result);
+        return;
+      }
+      this.#advance(job, length);
+      this.#replies.data(chunk, request, { offset, length, isLast: this.#job === null });
+    } catch (error) {
+      this.#job = null;
+      this.#replies.error(request, failureOf(error), offset);
+    }
+  }
+
+  #advance(job: ReadJob, length: number): void {
+    job.done += length;
+    job.runLeft -= length;
+    if (job.done === job.request.length) this.#job = null;
+  }
+
+  /** Asks the map what comes next. A map that fails or answers later is done without. */
+  #nextRun(job: ReadJob, offset: number): void {
+    const left = job.request.length - job.done;
+    job.runLeft = left;
+    job.isZeroRun = false;
+    if (this.#allocation === undefined) return;
+    let runs: Extent[] | Promise<Extent[]>;
+    try {
+      runs = this.#allocation.extents(offset, left, { maxExtents: 1 });
+    } catch {
+      return;
+    }
+    if (runs instanceof Promise) {
+      runs.catch(() => {});
+      return;
+    }
+    const run = runs[0];
+    if (run === undefined || run.length <= 0 || run.length > left) return;
+    const isZeroRun = (run.flags & NBD_STATE_ZERO) !== 0;
+    if (isZeroRun && run.length < HOLE_BYTES_MIN) return;
+    job.runLeft = run.length;
+    job.isZeroRun = isZeroRun;
+  }
+
+  /** A read into the reply buffer turned out to answer later: it keeps the buffer, the others go on. */
+  async #detachRead(
+    request: NbdRequest,
+    frame: Uint8Array,
+    { done, length }: { done: number; length: number },
+    result: Promise<void>,
+  ): Promise<void> {
+    this.#queue.detach();
+    this.#answersLater = true;
+    this.#enter(frame.length);
+    const offset = request.offset + done;
+    const end = done + length;
+    try {
+      await result;
+      const isLast = end === request.length;
+      this.#replies.dataFrame(frame, request, { offset, length, isLast });
+      if (!isLast) this.#readApart(request, end);
+    } catch (error) {
+      this.#replies.error(request, failureOf(error), offset);
+    }
+    this.#leave(frame.length);
+  }
+
+  /** Reads the request's bytes from `done` on into a buffer of their own. */
+  async #readApart(request: NbdRequest, done: number): Promise<void> {
+    const offset = request.offset + done;
+    const length = request.length - done;
+    const position = this.#replies.dataPosition;
+    this.#enter(length);
+    try {
+      const frame = new Uint8Array(position + length);
+      const result = this.#export.read(offset, frame.subarray(position));
+      this.#answersLater = result instanceof Promise;
+      if (result instanceof Promise) await result;
+      this.#replies.dataFrame(frame, request, { offset, length, isLast: true });
+    } catch (error) {
+      this.#replies.error(request, failureOf(error));
+    }
+    this.#leave(length);
+  }
+
+  #blockStatus(request: NbdRequest): void {
+    let { length } = request;
+    let contexts = this.#contexts;
+    if ((request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0 && request.payload !== null) {
+      const view = viewOf(request.payload);
+      length = getUint64(view, 0);
+      const chosen = this.#chosenContexts(view);
+      const refusal = chosen === null
+        ? BAD_CONTEXT_IDS
+        : checkRange(request.offset, length, this.#export.sizeBytes);
+      if (chosen === null || refusal !== null) {
+        this.#replies.error(request, refusal ?? BAD_CONTEXT_IDS);
+        return;
+      }
+      contexts = chosen;
+    }
+    this.#mapContexts(request.copy(), length, contexts);
+  }
+
+  /** The contexts that a block status payload names, or null where it names a wrong one. */
+  #chosenContexts(view: DataView): SelectedContext[] | null {
+    const chosen: SelectedContext[] = [];
+    for (let position = 8; position < view.byteLength; position += 4) {
+      const id = view.getUint32(position);
+      const selected = this.#contexts.find((one) => one.id === id);
+      if (selected === undefined || chosen.includes(selected)) return null;
+      chosen.push(selected);
+    }
+    return chosen;
+  }
+
+  /** All contexts first, then their chunks: so there is one error at most, and nothing beside it. */
+  async #mapContexts(
+    request: NbdRequest,
+    length: number,
+    contexts: readonly SelectedContext[],
+  ): Promise<void> {
+    const isOne = (request.flags & NBD_CMD_FLAG_REQ_ONE) !== 0;
+    const maxExtents = isOne ? 1 : Math.floor(limits.nbdExtentsPerReply / contexts.length);
+    this.#enter(0);
+    try {
+      const answer: ContextExtents[] = [];
+      for (const { id, context } of contexts) {
+        const result = context.extents(request.offset, length, { maxExtents });
+        const extents = result instanceof Promise ? await result : result;
+        if (extents.length === 0 || extents.length > maxExtents) {
+          throw new Error(`context ${context.name} gave ${extents.length} extents`);
+        }
+        answer.push({ contextId: id, extents });
+      }
+      this.#replies.blockStatus(request, answer);
+    } catch (error) {
+      this.#replies.error(request, failureOf(error));
+    }
+    this.#leave(0);
+  }
+}
+
+function isFastZero(request: NbdRequest): boolean {
+  return request.type === NBD_CMD_WRITE_ZEROES && (request.flags & NBD_CMD_FLAG_FAST_ZERO) !== 0;
+}
+
+/** The block layer's flags for a write-zeroes command. */
+function zeroFlags({ flags }: NbdRequest): number {
+  return ((flags & NBD_CMD_FLAG_FUA) !== 0 ? REQ_FUA : 0) |
+    ((flags & NBD_CMD_FLAG_NO_HOLE) === 0 ? REQ_MAY_UNMAP : 0) |
+    ((flags & NBD_CMD_FLAG_FAST_ZERO) !== 0 ? REQ_NO_FALLBACK : 0);
+}

@@ -1,0 +1,68 @@
+/**
+ * NBD over TCP: a listener that hands out byte streams, and the client's connection.
+ *
+ * @module
+ */
+
+import type { ByteStream } from "../byte_stream.ts";
+import { ConnStream } from "./conn_stream.ts";
+
+/** Where to listen or to connect. Port 0, when listening: any free one. */
+export interface TcpAddress {
+  host: string;
+  port: number;
+}
+
+/** Something that accepts connections. */
+export interface StreamListener {
+  /** The port, where there is one. */
+  readonly port: number;
+  /** Stops listening; connections live on. */
+  close(): void;
+}
+
+/** Calls `onStream` for each connection, until the listener is closed. */
+export async function acceptAll(
+  listener: Deno.Listener,
+  onConn: (conn: Deno.Conn) => void,
+): Promise<void> {
+  for (;;) {
+    let conn: Deno.Conn;
+    try {
+      conn = await listener.accept();
+    } catch (error) {
+      // Closed, or out of descriptors: then the next connection may find one again.
+      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) {
+        return;
+      }
+      await new Promise((resolve) => setTimeout(resolve, ACCEPT_RETRY_MS));
+      continue;
+    }
+    onConn(conn);
+  }
+}
+
+const ACCEPT_RETRY_MS = 100;
+
+/** A stream over a TCP connection, without Nagle's delay, and with probes that notice a vanished peer. */
+function tcpStream(conn: Deno.TcpConn): ByteStream {
+  conn.setNoDelay(true);
+  conn.setKeepAlive(true);
+  const { hostname, port } = conn.remoteAddr;
+  return new ConnStream(conn, `${hostname}:${port}`);
+}
+
+/** Listens on a TCP address. */
+export function listenTcp(
+  { host, port }: TcpAddress,
+  onStream: (stream: ByteStream) => void,
+): StreamListener {
+  const listener = Deno.listen({ hostname: host, port, transport: "tcp" });
+  acceptAll(listener, (conn) => onStream(tcpStream(conn as Deno.TcpConn)));
+  return { port: listener.addr.port, close: () => listener.close() };
+}
+
+/** Connects to a TCP address. */
+export async function connectTcp({ host, port }: TcpAddress): Promise<ByteStream> {
+  return tcpStream(await Deno.connect({ hostname: host, port, transport: "tcp" }));
+}
