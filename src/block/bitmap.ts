@@ -23,6 +23,11 @@ export interface BitmapShape {
   granularity: number;
 }
 
+/** Whether a number is 1, 2, 4, ... */
+export function isPowerOfTwo(value: number): boolean {
+  return value >= 1 && 2 ** Math.round(Math.log2(value)) === value;
+}
+
 /** See the module's head. */
 export class Bitmap implements Disposable {
   readonly sizeBytes: number;
@@ -42,7 +47,7 @@ export class Bitmap implements Disposable {
     if (this.bitCount > limits.bitmapBits) {
       throw new BlockError("EINVAL", `Granularity ${shape.granularity} is too fine for the disk`);
     }
-    this.#shift = Math.log2(shape.granularity);
+    this.#shift = Math.round(Math.log2(shape.granularity));
     this.#kernels = kernels;
     this.#byteCount = storageBytes(Math.ceil(this.bitCount / 8));
     const address = kernels.allocate(this.#byteCount);
@@ -126,12 +131,16 @@ export class Bitmap implements Disposable {
 
   /** How many bytes of the disk have their bit set. */
   countBytes(): number {
+    return this.countBytesIn(0, this.sizeBytes);
+  }
+
+  /** How many bytes have their bit set in a range that is made of whole bits (see `clear`). */
+  countBytesIn(offset: number, length: number): number {
     const { functions } = this.#kernels;
-    const address = this.#live();
-    const bits = functions.count(address, 0, this.bitCount) >>> 0;
+    const { start, end } = this.#touched(offset, length);
+    const bits = functions.count(this.#live(), start, end) >>> 0;
     if (bits === 0) return 0;
-    const last = this.bitCount - 1;
-    const isLastSet = functions.test(address, last) === 1;
+    const isLastSet = end === this.bitCount && functions.test(this.#live(), end - 1) === 1;
     const missing = this.bitCount * this.granularity - this.sizeBytes;
     return bits * this.granularity - (isLastSet ? missing : 0);
   }

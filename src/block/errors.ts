@@ -5,6 +5,8 @@
  * @module
  */
 
+import type { ByteRange } from "./types.ts";
+
 /** What went wrong, in the words of errno(3). */
 export type BlockErrorCode =
   | "EACCES" // a snapshot area that may not be read, or a snapshot that broke
@@ -22,8 +24,16 @@ export type BlockErrorCode =
 /** An operating error of a block node. A bug is an assertion, never one of these. */
 export class BlockError extends Error {
   override readonly name = "BlockError";
-  constructor(readonly code: BlockErrorCode, message: string, options?: ErrorOptions) {
+  /** The first area that is to blame, where one is: what a reader of a snapshot may not read. */
+  readonly range: ByteRange | null;
+
+  constructor(
+    readonly code: BlockErrorCode,
+    message: string,
+    options: ErrorOptions & { range?: ByteRange } = {},
+  ) {
     super(message, options);
+    this.range = options.range ?? null;
   }
 }
 

@@ -1,0 +1,217 @@
+/**
+ * The copying of a copy-before-write filter: takes clusters out of the copy bitmap, copies their old
+ * data from source to target, and makes them done.
+ *
+ *   request --> copyRange: run of the copy bitmap --> in flight --> done
+ *                  |                                     |
+ *                  +-- others' copies: waits,            +-- failed: back into the copy bitmap; the
+ *                      looks again                           request that started it fails
+ *
+ * A request starts all copies of its range before it waits, so that they run in parallel where source
+ * or target take their time, within limits for all requests together. Where both answer at once
+ * nothing here waits and no promise is made; after some MiB of that the event loop gets a turn.
+ *
+ * Invariant: copies in flight never overlap, since a copy starts by clearing the copy bits of its
+ * clusters, in one go with looking at them. (A range in flight may for a moment be longer than its
+ * copy: see `#copyRun`. That only makes others wait.)
+ *
+ * @module
+ */
+
+import { setImmediate } from "node:timers";
+import { limits } from "../../limits.ts";
+import { type BusyRange, BusyRanges } from "../busy_ranges.ts";
+import { BlockError, toBlockError } from "../errors.ts";
+import { IoVector } from "../io_vector.ts";
+import type { BlockNode } from "../node.ts";
+import type { ScratchBudget } from "../scratch_budget.ts";
+import { runSteps, settle, type Steps } from "../steps.ts";
+import { type ByteRange, type MaybePromise, REQ_MAY_UNMAP, STATUS_ZERO } from "../types.ts";
+import type { CbwBitmaps } from "./cbw_bitmaps.ts";
+
+/** Bytes copied within one call before the event loop gets a turn: some milliseconds. */
+const TURN_BYTES = 8 * 1024 * 1024;
+/** Buffers kept for the next copy. */
+const SPARE_BUFFERS = 4;
+
+/** What a copier works on. */
+export interface ClusterCopierOptions {
+  bitmaps: CbwBitmaps;
+  /** The nodes, asked for afresh for each request, since filters come and go. */
+  source: () => BlockNode;
+  target: () => BlockNode;
+  budget: ScratchBudget;
+  /** False: nothing is to be copied any more. */
+  mayCopy: () => boolean;
+}
+
+/** One request's copies. */
+interface Attempt {
+  readonly range: ByteRange;
+  /** Its own copies in flight. */
+  readonly inFlight: Set<BusyRange>;
+  /** The first failure of its own copies. */
+  failure: BlockError | null;
+  copiedBytes: number;
+}
+
+/** See the module's head. */
+export class ClusterCopier {
+  /** Data written to the target; what was written as zeroes does not count. */
+  copiedBytes = 0;
+  /** Clusters that were copied, as data or as zeroes. */
+  clustersDone = 0;
+
+  readonly #options: ClusterCopierOptions;
+  readonly #bitmaps: CbwBitmaps;
+  readonly #runBytes: number;
+  readonly #inFlight = new BusyRanges();
+  readonly #spareBuffers: Uint8Array[] = [];
+
+  constructor(options: ClusterCopierOptions) {
+    this.#options = options;
+    this.#bitmaps = options.bitmaps;
+    this.#runBytes = Math.max(limits.cbwCopyBytes, options.bitmaps.clusterSizeBytes);
+  }
+
+  /** Copies in flight, those of answered requests included. */
+  get inFlightCount(): number {
+    return this.#inFlight.count;
+  }
+
+  /** Whether a write to these whole clusters has to wait for nothing. */
+  isSettled(offset: number, length: number): boolean {
+    if (this.#bitmaps.copy.isAnySet(offset, length)) return false;
+    return this.#inFlight.count === 0 ||
+      this.#inFlight.overlapping({ offset, length }) === undefined;
+  }
+
+  /**
+   * Copies what is left to copy of these whole clusters, and waits for others' copies there. Throws
+   * or rejects with a BlockError where a copy of its own failed.
+   */
+  copyRange(range: ByteRange): MaybePromise<void> {
+    const attempt: Attempt = { range, inFlight: new Set(), failure: null, copiedBytes: 0 };
+    return runSteps(this.#copyRange(attempt));
+  }
+
+  /** Waits for the copies in flight in a range. */
+  *whenSettled(range: ByteRange): Steps<void> {
+    for (;;) {
+      const busy = this.#inFlight.overlapping(range);
+      if (busy === undefined) return;
+      yield* settle(this.#inFlight.whenRemoved(busy));
+    }
+  }
+
+  *#copyRange(attempt: Attempt): Steps<void> {
+    const { range } = attempt;
+    let turnEndBytes = TURN_BYTES;
+    for (;;) {
+      const run = attempt.failure === null ? this.#nextRun(range) : null;
+      if (run === null) {
+        const [own] = attempt.inFlight;
+        const busy = attempt.failure === null ? this.#inFlight.overlapping(range) : own;
+        if (busy === undefined) break;
+        // Its clusters may be to copy again afterwards: then the next round takes them.
+        yield* settle(this.#inFlight.whenRemoved(busy));
+        continue;
+      }
+      const first = this.#inFlight.first();
+      if (first !== undefined && this.#inFlight.count >= limits.cbwCopyCount) {
+        yield* settle(this.#inFlight.whenRemoved(first));
+        continue;
+      }
+      // Its end is seen by `attempt` and by the range that is in flight till then.
+      const ended = runSteps(this.#copyRun(attempt, run));
+      if (!(ended instanceof Promise) && attempt.copiedBytes >= turnEndBytes) {
+        turnEndBytes = attempt.copiedBytes + TURN_BYTES;
+        yield* settle(new Promise<void>((resolve) => setImmediate(resolve)));
+      }
+    }
+    if (attempt.failure !== null) throw attempt.failure;
+  }
+
+  /** The next clusters to copy, not yet taken. */
+  #nextRun({ offset, length }: ByteRange): ByteRange | null {
+    if (!this.#options.mayCopy()) return null;
+    const run = this.#bitmaps.copy.nextRun(offset, length);
+    if (run !== null) run.length = Math.min(run.length, this.#runBytes);
+    return run;
+  }
+
+  /** Copies a run, or its first clusters where the run is of two kinds. Never throws. */
+  *#copyRun(attempt: Attempt, run: ByteRange): Steps<void> {
+    const { copy } = this.#bitmaps;
+    copy.clear(run.offset, run.length);
+    const busy = this.#inFlight.add(run);
+    attempt.inFlight.add(busy);
+    try {
+      const status = yield* settle(this.#options.source().blockStatus(run.offset, run.length));
+      const isZero = (status.flags & STATUS_ZERO) !== 0 && this.#wholeBytes(status.length, run) > 0;
+      const length = isZero
+        ? this.#wholeBytes(status.length, run)
+        : Math.min(this.#bitmaps.around(run.offset, status.length).length, run.length);
+      if (length < run.length) {
+        this.#bitmaps.putBack({ offset: run.offset + length, length: run.length - length });
+        busy.length = run.length = length;
+      }
+      if (isZero) yield* this.#copyZeroes(run);
+      else yield* this.#copyData(run);
+      this.#bitmaps.done.set(run.offset, run.length);
+      this.clustersDone += Math.ceil(run.length / this.#bitmaps.clusterSizeBytes);
+      attempt.copiedBytes += run.length;
+    } catch (error) {
+      attempt.failure ??= copyFailed(run, toBlockError(error));
+      this.#bitmaps.putBack(run);
+    } finally {
+      // After everything else, since whoever waits goes on from what it finds then.
+      attempt.inFlight.delete(busy);
+      this.#inFlight.remove(busy);
+    }
+  }
+
+  /** What of the first `length` bytes of a run is made of whole clusters. */
+  #wholeBytes(length: number, run: ByteRange): number {
+    if (length >= run.length) return run.length;
+    return this.#bitmaps.inside(run.offset, length).length;
+  }
+
+  *#copyZeroes({ offset, length }: ByteRange): Steps<void> {
+    yield* settle(this.#options.target().writeZeroes(offset, length, REQ_MAY_UNMAP));
+  }
+
+  *#copyData(run: ByteRange): Steps<void> {
+    const { budget } = this.#options;
+    if (!budget.reserve(run.length)) {
+      throw new BlockError(
+        "ENOSPC",
+        `the temporary images may hold no more than ${budget.maxBytes} bytes`,
+      );
+    }
+    const buffer = this.#spareBuffers.pop() ?? new Uint8Array(limits.cbwCopyBytes);
+    try {
+      const end = run.offset + run.length;
+      for (let at = run.offset; at < end; at += buffer.length) {
+        const piece = IoVector.of(buffer.subarray(0, Math.min(buffer.length, end - at)));
+        yield* settle(this.#options.source().read(at, piece));
+        yield* settle(this.#options.target().write(at, piece));
+      }
+      this.#bitmaps.held.set(run.offset, run.length);
+      this.copiedBytes += run.length;
+    } catch (error) {
+      budget.release(run.length);
+      throw error;
+    } finally {
+      if (this.#spareBuffers.length < SPARE_BUFFERS) this.#spareBuffers.push(buffer);
+    }
+  }
+}
+
+function copyFailed({ offset, length }: ByteRange, error: BlockError): BlockError {
+  return new BlockError(
+    error.code,
+    `Copying ${length} bytes at ${offset} before a write failed: ${error.message}`,
+    { cause: error },
+  );
+}

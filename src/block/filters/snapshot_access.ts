@@ -1,0 +1,77 @@
+/**
+ * snapshot-access: a node that shows the snapshot of the node below, a copy-before-write filter. Its
+ * content can be read and discarded, never written. Over a node that keeps no snapshot it opens, and
+ * every request but a flush fails with ENOTSUP. Several may stand over one filter.
+ *
+ * It offers the snapshot calls as well as the plain ones: the same, but a snapshot discard is allowed
+ * to a user who may not write.
+ *
+ * @module
+ */
+
+import type { BlockEdge } from "../edge.ts";
+import type { IoVector } from "../io_vector.ts";
+import { BlockNode } from "../node.ts";
+import type { BlockStatus, MaybePromise } from "../types.ts";
+import { type AccessRun, CopyBeforeWriteNode } from "./copy_before_write.ts";
+
+/** What a snapshot-access node is made of. */
+export interface SnapshotAccessOptions {
+  nodeName: string;
+  /** The node whose snapshot it shows. */
+  file: BlockNode;
+}
+
+/** Driver "snapshot-access". */
+export class SnapshotAccessNode extends BlockNode {
+  readonly #file: BlockEdge;
+
+  constructor(options: SnapshotAccessOptions) {
+    super({
+      nodeName: options.nodeName,
+      driver: "snapshot-access",
+      sizeBytes: options.file.sizeBytes,
+      // Not so that it could be written, but so that it can be discarded.
+      isReadOnly: false,
+    });
+    this.#file = this.addChild("file", "snapshot", options.file);
+  }
+
+  /** What may be read, where the node below can tell; all of it elsewhere. */
+  snapshotAccess(offset: number, length: number): AccessRun {
+    const { node } = this.#file;
+    if (node instanceof CopyBeforeWriteNode) return node.snapshotAccess(offset, length);
+    return { length, isForbidden: false };
+  }
+
+  protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
+    return this.#file.node.snapshotRead(offset, target);
+  }
+
+  protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
+    return this.#file.node.snapshotBlockStatus(offset, length);
+  }
+
+  protected override doDiscard(offset: number, length: number): MaybePromise<void> {
+    return this.#file.node.snapshotDiscard(offset, length);
+  }
+
+  protected override doWriteZeroes(): never {
+    throw this.notSupported("writing");
+  }
+
+  protected override doSnapshotRead(offset: number, target: IoVector): MaybePromise<void> {
+    return this.#file.node.snapshotRead(offset, target);
+  }
+
+  protected override doSnapshotBlockStatus(
+    offset: number,
+    length: number,
+  ): MaybePromise<BlockStatus> {
+    return this.#file.node.snapshotBlockStatus(offset, length);
+  }
+
+  protected override doSnapshotDiscard(offset: number, length: number): MaybePromise<void> {
+    return this.#file.node.snapshotDiscard(offset, length);
+  }
+}
