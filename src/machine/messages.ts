@@ -154,6 +154,11 @@ export type IoRequest = {
   [M in IoMethod]: { id: number; method: M; params: IoMethods[M]["params"] };
 }[IoMethod];
 
+/** To an I/O worker, beside its calls; not answered. */
+export type IoNotice =
+  /** Bytes of console events were taken; beyond a window of untaken ones the guest waits. */
+  { type: "consoleTaken"; byteCount: number };
+
 export type IoResponse =
   | { type: "response"; id: number; result: IoMethods[IoMethod]["result"] }
   | { type: "response"; id: number; error: WireError };

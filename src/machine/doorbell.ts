@@ -1,0 +1,109 @@
+/**
+ * The I/O worker's loop: sleeps until a hart rings, serves what was rung for, and lets the rest of the
+ * worker (sockets, messages, timers) have its turns in between.
+ *
+ *   serve --nothing rung--> declare sleep, look again --still nothing--> wait --rung--> serve
+ *
+ * No ring is lost: a hart sets its bit and then looks whether this side sleeps; this side declares that
+ * it sleeps and then looks at the bits. One of the two sees the other. The wake word is read before the
+ * bits, so that a ring in between ends the wait at once.
+ *
+ * @module
+ */
+
+import { nextTurn } from "./event_loop.ts";
+import type { GuestMemory } from "./guest_memory.ts";
+
+/** Rounds without a turn of the event loop, however busy the harts are. */
+const ROUNDS_MAX = 16;
+
+/** Who serves what is rung for. */
+export interface DoorbellHandlers {
+  console(): void;
+  exit(): void;
+  /** True if there is more to do, after others had their turn. */
+  virtio(slot: number): boolean;
+}
+
+/** The loop of one machine. */
+export class DoorbellLoop {
+  readonly #memory: GuestMemory;
+  readonly #handlers: DoorbellHandlers;
+  /** Bits that still have something to do. */
+  #pending = 0;
+  #isStopped = false;
+  #hasEnded = false;
+  /** Settles when the loop has ended. */
+  readonly done: Promise<void>;
+
+  /** Starts at once. `done` rejects if a handler throws: that is a bug, and nobody is served any more. */
+  constructor(memory: GuestMemory, handlers: DoorbellHandlers) {
+    this.#memory = memory;
+    this.#handlers = handlers;
+    this.done = this.#run().finally(() => {
+      this.#hasEnded = true;
+    });
+  }
+
+  /** Ends the loop after the round under way. */
+  async stop(): Promise<void> {
+    this.#isStopped = true;
+    const { words, layout } = this.#memory;
+    Atomics.add(words, layout.IO_WAKE_WORD >>> 2, 1);
+    Atomics.notify(words, layout.IO_WAKE_WORD >>> 2);
+    // A wait on memory alone does not keep the event loop alive.
+    while (!this.#hasEnded) await nextTurn();
+    await this.done;
+  }
+
+  async #run(): Promise<void> {
+    let rounds = 0;
+    while (!this.#isStopped) {
+      this.#pending |= this.#takeBits();
+      if (this.#pending !== 0) {
+        this.#serve();
+        if (this.#pending !== 0 || ++rounds >= ROUNDS_MAX) {
+          rounds = 0;
+          await nextTurn();
+        }
+        continue;
+      }
+      const woken = this.#sleep();
+      if (woken !== null) {
+        rounds = 0;
+        await woken;
+      }
+      this.#memory.storeWord(this.#memory.layout.IO_SLEEPING_WORD, 0);
+    }
+  }
+
+  #takeBits(): number {
+    const { words, layout } = this.#memory;
+    return Atomics.exchange(words, layout.DOORBELL_WORD >>> 2, 0);
+  }
+
+  /** Serves every pending bit once; those with more to do stay. */
+  #serve(): void {
+    const { layout } = this.#memory;
+    const bits = this.#pending;
+    this.#pending = 0;
+    if ((bits & layout.DOORBELL_CONSOLE) !== 0) this.#handlers.console();
+    for (let slot = 0; slot < layout.VIRTIO_SLOTS; slot++) {
+      const bit = layout.DOORBELL_VIRTIO << slot;
+      if ((bits & bit) !== 0 && this.#handlers.virtio(slot)) this.#pending |= bit;
+    }
+    // Last, so that what the guest said before its end is served.
+    if ((bits & layout.DOORBELL_EXIT) !== 0) this.#handlers.exit();
+  }
+
+  /** The promise of a wake-up, or null if there is something to do already. */
+  #sleep(): Promise<unknown> | null {
+    const { words, layout } = this.#memory;
+    const wakeIndex = layout.IO_WAKE_WORD >>> 2;
+    const seen = Atomics.load(words, wakeIndex);
+    this.#memory.storeWord(layout.IO_SLEEPING_WORD, 1);
+    if (this.#memory.loadWord(layout.DOORBELL_WORD) !== 0 || this.#isStopped) return null;
+    const { async: isAsync, value } = Atomics.waitAsync(words, wakeIndex, seen);
+    return isAsync ? value : null;
+  }
+}
