@@ -44,11 +44,16 @@ export class ExportDirectory {
 
   /** An export; throws exportNotFound. */
   get(name: string): ExportInfo {
-    const info = this.#exports.get(name);
+    const info = this.find(name);
     if (info === undefined) {
       throw new ServiceError("exportNotFound", `there is no export named ${name}`);
     }
     return info;
+  }
+
+  /** An export, or undefined. */
+  find(name: string): ExportInfo | undefined {
+    return this.#exports.get(name);
   }
 
   /** Up to `limit` exports whose names come after `after`, by name. */

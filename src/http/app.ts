@@ -1,0 +1,62 @@
+/**
+ * The whole HTTP face as one function from Request to Response: tests need no server.
+ *
+ * @module
+ */
+
+import type { Logger } from "@logtape/logtape";
+import type { Service } from "../vm/service.ts";
+import type { AccessPolicy } from "./access.ts";
+import type { Authenticator } from "./auth.ts";
+import { Links } from "./links.ts";
+import { Metrics } from "./metrics.ts";
+import { Router } from "./router.ts";
+import { addConsoleRoutes } from "./routes/console.ts";
+import { addExportRoutes, type RelayWebSocket } from "./routes/exports.ts";
+import { addFleecingRoutes } from "./routes/fleecings.ts";
+import { addImageRoutes } from "./routes/images.ts";
+import { addServiceRoutes } from "./routes/service.ts";
+import { addVmRoutes } from "./routes/vms.ts";
+import { SocketSet } from "./sockets.ts";
+
+/** What the face needs. */
+export interface AppOptions {
+  service: Service;
+  access: AccessPolicy;
+  auth: Authenticator;
+  log: Logger;
+  version: string;
+  /** How clients reach the service, where that differs from what their requests say. */
+  publicUrl: string | null;
+  relayWebSocket: RelayWebSocket;
+}
+
+/** The face. */
+export interface App {
+  handle: (request: Request) => Promise<Response>;
+  /** Ends what would go on for ever: followed logs and WebSockets. */
+  stop: () => void;
+}
+
+/** Makes the face of a service. */
+export function createApp(options: AppOptions): App {
+  const { service, access, auth, log, version, publicUrl, relayWebSocket } = options;
+  const sockets = new SocketSet();
+  const stopping = new AbortController();
+  const links = new Links(publicUrl);
+  const metrics = new Metrics(service, sockets);
+  const router = new Router({ access, auth, log: log.getChild("http"), observe: metrics.observe });
+  addVmRoutes(router, service);
+  addConsoleRoutes(router, service, { sockets, stopping: stopping.signal });
+  addFleecingRoutes(router, service, links);
+  addExportRoutes(router, service, { links, auth, sockets, relayWebSocket });
+  addImageRoutes(router, service);
+  addServiceRoutes(router, service, { metrics, version });
+  return {
+    handle: router.handler(),
+    stop: () => {
+      stopping.abort();
+      sockets.closeAll();
+    },
+  };
+}

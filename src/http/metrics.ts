@@ -1,0 +1,79 @@
+/**
+ * Figures for Prometheus.
+ *
+ * @module
+ */
+
+import { Counter, Gauge, Histogram, Registry as MetricRegistry } from "prom-client";
+import type { Service } from "../vm/service.ts";
+import type { Observer } from "./router.ts";
+import type { SocketSet } from "./sockets.ts";
+
+const SECONDS_BUCKETS = [0.001, 0.005, 0.02, 0.1, 0.5, 2, 10];
+
+/** The service's figures. */
+export class Metrics {
+  readonly #registry = new MetricRegistry();
+  readonly #requests = new Counter({
+    name: "ovis_http_requests_total",
+    help: "Answered HTTP requests",
+    labelNames: ["method", "route", "status"],
+    registers: [this.#registry],
+  });
+  readonly #seconds = new Histogram({
+    name: "ovis_http_request_seconds",
+    help: "Time until the head of the answer",
+    labelNames: ["method", "route"],
+    buckets: SECONDS_BUCKETS,
+    registers: [this.#registry],
+  });
+
+  constructor(service: Service, sockets: SocketSet) {
+    const registers = [this.#registry];
+    new Gauge({
+      name: "ovis_machines",
+      help: "Machines by state",
+      labelNames: ["state"],
+      registers,
+      collect() {
+        this.reset();
+        for (const [state, count] of service.machines.countByState()) this.set({ state }, count);
+      },
+    });
+    new Gauge({
+      name: "ovis_exports",
+      help: "Exports that can be read",
+      registers,
+      collect() {
+        this.set(service.exports.size);
+      },
+    });
+    new Gauge({
+      name: "ovis_websockets",
+      help: "Open WebSockets",
+      registers,
+      collect() {
+        this.set(sockets.size);
+      },
+    });
+    new Gauge({
+      name: "ovis_memory_bytes",
+      help: "Memory of the process, the machines' included",
+      registers,
+      collect() {
+        this.set(Deno.memoryUsage().rss);
+      },
+    });
+  }
+
+  /** Counts an answered request. */
+  readonly observe: Observer = ({ method, route, status, seconds }) => {
+    this.#requests.inc({ method, route, status });
+    this.#seconds.observe({ method, route }, seconds);
+  };
+
+  /** The figures as Prometheus text. */
+  async text(): Promise<{ body: string; contentType: string }> {
+    return { body: await this.#registry.metrics(), contentType: this.#registry.contentType };
+  }
+}

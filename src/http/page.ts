@@ -1,0 +1,39 @@
+/**
+ * Lists in pages. A cursor is the name of the last item sent, so that items that come and go between
+ * two pages neither repeat nor hide others.
+ *
+ * @module
+ */
+
+import { Buffer } from "node:buffer";
+import { HttpError } from "./problem.ts";
+
+/** Where items come from and how they look. */
+export interface PageSource<T, D> {
+  list: (options: { after: string; limit: number }) => T[];
+  nameOf: (item: T) => string;
+  describe: (item: T) => D;
+}
+
+/** One page. */
+export function readPage<T, D>(
+  query: { limit: number; cursor?: string | undefined },
+  source: PageSource<T, D>,
+): { items: D[]; nextCursor: string | null } {
+  const after = query.cursor === undefined ? "" : decodeCursor(query.cursor);
+  const items = source.list({ after, limit: query.limit + 1 });
+  const isLast = items.length <= query.limit;
+  const shown = items.slice(0, query.limit);
+  const last = shown.at(-1);
+  const nextCursor = isLast || last === undefined
+    ? null
+    : Buffer.from(source.nameOf(last)).toString("base64url");
+  return { items: shown.map(source.describe), nextCursor };
+}
+
+function decodeCursor(cursor: string): string {
+  if (!/^[\w-]+$/.test(cursor)) {
+    throw new HttpError("invalidRequest", "the cursor is not one of ours");
+  }
+  return Buffer.from(cursor, "base64url").toString();
+}

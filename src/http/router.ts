@@ -1,0 +1,296 @@
+/**
+ * Routes: each is declared once, with the schemas that validate it, and both the handler's types and
+ * the OpenAPI document come from that.
+ *
+ * In front of every handler stand, in this order: Host and Origin, the token (or a ticket), the path's
+ * and the query's schema, the body's limit and schema. Errors become problems, in one place.
+ *
+ * @module
+ */
+
+import { OpenAPIHono, type RouteConfig, z } from "@hono/zod-openapi";
+import type { Context } from "hono";
+import type { Logger } from "@logtape/logtape";
+import { type AccessPolicy, checkAccess } from "./access.ts";
+import type { Authenticator } from "./auth.ts";
+import { parseJson, readJsonBytes } from "./body.ts";
+import { IdempotencyBook } from "./idempotency.ts";
+import {
+  HttpError,
+  type Problem,
+  type ProblemCode,
+  problemResponse,
+  ProblemSchema,
+  statusOf,
+} from "./problem.ts";
+
+/** How a route is answered when all goes well. */
+export interface Answer {
+  status: number;
+  description: string;
+  /** The body: JSON of a schema, or bytes of a media type. */
+  body?: z.ZodType | string;
+}
+
+/** A route. */
+export interface Route<
+  P extends z.ZodType = z.ZodType,
+  Q extends z.ZodType = z.ZodType,
+  B extends z.ZodType = z.ZodType,
+> {
+  method: "get" | "post" | "put" | "delete";
+  /** With parameters in braces: `/v1/vms/{vm}`. */
+  path: string;
+  tag: string;
+  summary: string;
+  description?: string;
+  params?: P;
+  query?: Q;
+  /** A JSON body. */
+  body?: B;
+  /** A body of bytes: what it is. */
+  rawBody?: string;
+  answers: Answer[];
+  problems: ProblemCode[];
+  /** Who may call: default `token`. A handler of `ticket` routes checks itself: it knows the subject. */
+  access?: "public" | "token" | "ticket";
+}
+
+/** What a handler gets: everything was validated. */
+export interface Call<P extends z.ZodType, Q extends z.ZodType, B extends z.ZodType> {
+  request: Request;
+  params: z.output<P>;
+  query: z.output<Q>;
+  body: z.output<B>;
+}
+
+/** What the router tells about each answered request. */
+export type Observer = (event: {
+  method: string;
+  route: string;
+  status: number;
+  seconds: number;
+}) => void;
+
+/** What the router needs. */
+export interface RouterOptions {
+  access: AccessPolicy;
+  auth: Authenticator;
+  log: Logger;
+  observe: Observer;
+}
+
+const SECURITY_HEADERS: Record<string, string> = {
+  "x-content-type-options": "nosniff",
+  "cross-origin-resource-policy": "same-origin",
+  "referrer-policy": "no-referrer",
+};
+/** More complaints than that help nobody. */
+const ISSUE_COUNT = 16;
+const ISSUE_CHARACTERS = 300;
+const FIRST_SERVER_ERROR = 500;
+
+/** All routes of the service, as one function from Request to Response. */
+export class Router {
+  readonly #app = new OpenAPIHono();
+  readonly #options: RouterOptions;
+  readonly #idempotency = new IdempotencyBook();
+  readonly #methods = new Map<string, Set<string>>();
+
+  constructor(options: RouterOptions) {
+    this.#options = options;
+    this.#app.openAPIRegistry.registerComponent("securitySchemes", "token", {
+      type: "http",
+      scheme: "bearer",
+      description: "Printed at the first start; kept in the file `token` of the data folder.",
+    });
+  }
+
+  /** Adds a route. */
+  add<
+    P extends z.ZodType = z.ZodObject,
+    Q extends z.ZodType = z.ZodObject,
+    B extends z.ZodType = z.ZodUndefined,
+  >(
+    route: Route<P, Q, B>,
+    handler: (call: Call<P, Q, B>) => Promise<Response> | Response,
+  ): void {
+    this.#app.openAPIRegistry.registerPath(describeRoute(route));
+    const path = route.path.replaceAll(/\{(\w+)\}/g, ":$1");
+    const methods = this.#methods.get(path) ?? new Set();
+    this.#methods.set(path, methods.add(route.method.toUpperCase()));
+    this.#app.on(route.method.toUpperCase(), path, async (context) => {
+      const startedMs = performance.now();
+      const response = await this.#answer(route, context, handler);
+      this.#options.observe({
+        method: route.method,
+        route: route.path,
+        status: response.status,
+        seconds: (performance.now() - startedMs) / 1000,
+      });
+      return response;
+    });
+  }
+
+  /** The OpenAPI document of all routes. */
+  document(info: { version: string; description: string }): unknown {
+    return this.#app.getOpenAPI31Document({
+      openapi: "3.1.0",
+      info: { title: "Ovis", ...info },
+      security: [{ token: [] }],
+    });
+  }
+
+  /** Call once, after the last route. */
+  handler(): (request: Request) => Promise<Response> {
+    for (const [path, methods] of this.#methods) {
+      this.#app.all(path, (context) => this.#refuseMethod(context, methods));
+    }
+    this.#app.notFound((context) =>
+      this.#guard(context.req.raw, () => {
+        throw new HttpError("notFound", `there is nothing at ${context.req.path.slice(0, 200)}`);
+      })
+    );
+    return async (request) => await this.#app.fetch(request);
+  }
+
+  #refuseMethod(context: Context, methods: ReadonlySet<string>): Promise<Response> {
+    return this.#guard(context.req.raw, () => {
+      const allowed = [...methods].join(", ");
+      throw new HttpError("methodNotAllowed", `the path takes ${allowed}`, {
+        headers: { allow: allowed },
+      });
+    });
+  }
+
+  #answer<P extends z.ZodType, Q extends z.ZodType, B extends z.ZodType>(
+    route: Route<P, Q, B>,
+    context: Context,
+    handler: (call: Call<P, Q, B>) => Promise<Response> | Response,
+  ): Promise<Response> {
+    const request = context.req.raw;
+    return this.#guard(request, async () => {
+      if ((route.access ?? "token") === "token") this.#options.auth.requireToken(request);
+      const params = parse(route.params, context.req.param(), "path");
+      const query = parse(route.query, context.req.query(), "query");
+      if (route.body === undefined) {
+        return await handler({ request, params, query, body: undefined as z.output<B> });
+      }
+      const bytes = await readJsonBytes(request);
+      const body = parse(route.body, parseJson(bytes), "body");
+      return await this.#idempotency.run(request, {
+        body: bytes,
+        answer: async () => await handler({ request, params, query, body }),
+      });
+    });
+  }
+
+  /** Host and Origin, then `action`; errors become problems. */
+  async #guard(
+    request: Request,
+    action: () => Promise<Response> | Response,
+  ): Promise<Response> {
+    try {
+      checkAccess(request, this.#options.access);
+      return decorate(await action());
+    } catch (error) {
+      const response = problemResponse(error);
+      if (response.status >= FIRST_SERVER_ERROR) {
+        this.#options.log.error("{method} {url}: {error}", {
+          method: request.method,
+          url: new URL(request.url).pathname,
+          error,
+        });
+      }
+      return decorate(response);
+    }
+  }
+}
+
+/** A JSON response. */
+export function json(value: unknown, init: ResponseInit = {}): Response {
+  const headers = new Headers(init.headers);
+  headers.set("content-type", "application/json");
+  return new Response(`${JSON.stringify(value)}\n`, { ...init, headers });
+}
+
+/** An answer without content. */
+export function noContent(): Response {
+  return new Response(null, { status: 204 });
+}
+
+function decorate(response: Response): Response {
+  // The answer to a WebSocket upgrade belongs to the runtime: its headers can't be changed.
+  if (response.status === 101) return response;
+  for (const [name, value] of Object.entries(SECURITY_HEADERS)) response.headers.set(name, value);
+  if (!response.headers.has("cache-control")) response.headers.set("cache-control", "no-store");
+  return response;
+}
+
+function parse<S extends z.ZodType>(
+  schema: S | undefined,
+  value: unknown,
+  place: "path" | "query" | "body",
+): z.output<S> {
+  const result = (schema ?? z.strictObject({})).safeParse(value);
+  if (result.success) return result.data as z.output<S>;
+  const errors: NonNullable<Problem["errors"]> = result.error.issues.slice(0, ISSUE_COUNT)
+    .map(({ path, message }) => ({
+      pointer: (place === "body" ? "#" : place) +
+        path.map((part) => `/${String(part)}`).join("").slice(0, ISSUE_CHARACTERS),
+      detail: message.slice(0, ISSUE_CHARACTERS),
+    }));
+  const [first] = errors;
+  throw new HttpError("invalidRequest", `${first?.pointer}: ${first?.detail}`, { errors });
+}
+
+function describeRoute(route: Route): RouteConfig {
+  const request: RouteConfig["request"] = {};
+  if (route.params !== undefined) request.params = route.params as z.ZodObject;
+  if (route.query !== undefined) request.query = route.query as z.ZodObject;
+  if (route.body !== undefined) {
+    request.body = { content: { "application/json": { schema: route.body } } };
+  } else if (route.rawBody !== undefined) {
+    const schema = { type: "string", format: "binary" } as const;
+    request.body = {
+      description: route.rawBody,
+      content: { "application/octet-stream": { schema } },
+    };
+  }
+  return {
+    method: route.method,
+    path: route.path,
+    tags: [route.tag],
+    summary: route.summary,
+    ...(route.description !== undefined && { description: route.description }),
+    ...(route.access === "public" && { security: [] }),
+    request,
+    responses: { ...describeAnswers(route.answers), ...describeProblems(route) },
+  };
+}
+
+function describeAnswers(answers: readonly Answer[]): RouteConfig["responses"] {
+  return Object.fromEntries(answers.map(({ status, description, body }) => {
+    if (body === undefined) return [status, { description }];
+    const content = typeof body === "string"
+      ? { [body]: { schema: { type: "string" as const } } }
+      : { "application/json": { schema: body } };
+    return [status, { description, content }];
+  }));
+}
+
+function describeProblems(route: Route): RouteConfig["responses"] {
+  const codes: ProblemCode[] = [...route.problems, "hostNotAllowed", "originNotAllowed"];
+  if (route.access !== "public") codes.push("unauthorized");
+  if (route.params !== undefined || route.query !== undefined || route.body !== undefined) {
+    codes.push("invalidRequest");
+  }
+  if (route.body !== undefined) codes.push("invalidJson", "tooLarge", "idempotencyKeyReused");
+  const byStatus = Map.groupBy(new Set(codes), statusOf);
+  return Object.fromEntries(
+    [...byStatus].sort(([a], [b]) => a - b).map(([status, group]) => [status, {
+      description: group.join(", "),
+      content: { "application/problem+json": { schema: ProblemSchema } },
+    }]),
+  );
+}

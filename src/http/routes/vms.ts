@@ -1,0 +1,147 @@
+/** Machines and their life. @module */
+
+import type { z } from "@hono/zod-openapi";
+import type { LifeCycleRequest } from "../../vm/life_cycle.ts";
+import type { Machine } from "../../vm/machine.ts";
+import type { Service } from "../../vm/service.ts";
+import { readPage } from "../page.ts";
+import { json, noContent, type Router } from "../router.ts";
+import { NewVmSchema, pageOf, PageQuery, VmParams, VmSchema } from "../schemas.ts";
+
+const tag = "Machines";
+
+/** What each request does, for the document. */
+const REQUESTS: Record<Exclude<LifeCycleRequest, "delete">, { summary: string; more: string }> = {
+  start: {
+    summary: "Start a stopped machine",
+    more: "Boots from the image's files as they are now. A running machine stays as it is.",
+  },
+  stop: {
+    summary: "Stop a machine",
+    more: "As if its power was cut: requests that the disks have taken are finished and flushed, " +
+      "the guest is not asked. Fleecings end. The disks stay.",
+  },
+  pause: { summary: "Pause a machine", more: "Its disks can still be read and fleeced." },
+  resume: { summary: "Let a paused machine run on", more: "" },
+  reset: {
+    summary: "Reset a machine",
+    more: "RAM and devices are cleared and it boots again. Fleecings stay.",
+  },
+};
+
+/** Adds the routes. */
+export function addVmRoutes(router: Router, service: Service): void {
+  router.add({
+    method: "get",
+    path: "/v1/vms",
+    tag,
+    summary: "List machines",
+    query: PageQuery,
+    answers: [{ status: 200, description: "By name", body: pageOf(VmSchema) }],
+    problems: [],
+  }, ({ query }) =>
+    json(readPage(query, {
+      list: (options) => service.machines.list(options),
+      nameOf: ({ record }) => record.name,
+      describe: describeVm,
+    })));
+
+  router.add({
+    method: "post",
+    path: "/v1/vms",
+    tag,
+    summary: "Make a machine and start it",
+    description:
+      "If it does not start, nothing of it is left. With `start: false` it is only made.",
+    body: NewVmSchema,
+    answers: [{ status: 201, description: "Made, and running if asked for", body: VmSchema }],
+    problems: [
+      "badReference",
+      "imageIncomplete",
+      "nameTaken",
+      "limitReached",
+      "bootFailed",
+      "machineFailed",
+      "noSpace",
+      "stopping",
+    ],
+  }, async ({ body }) => {
+    const machine = await service.machines.create({
+      name: body.name,
+      image: body.image,
+      memoryBytes: body.memoryBytes,
+      hartCount: body.harts,
+      disks: body.disks.map(({ name, sizeBytes, readOnly }) => ({
+        name,
+        sizeBytes,
+        isReadOnly: readOnly,
+      })),
+      start: body.start,
+    });
+    return json(describeVm(machine), {
+      status: 201,
+      headers: { location: `/v1/vms/${body.name}` },
+    });
+  });
+
+  router.add({
+    method: "get",
+    path: "/v1/vms/{vm}",
+    tag,
+    summary: "Show a machine",
+    params: VmParams,
+    answers: [{ status: 200, description: "The machine", body: VmSchema }],
+    problems: ["vmNotFound"],
+  }, ({ params }) => json(describeVm(service.machines.get(params.vm))));
+
+  router.add({
+    method: "delete",
+    path: "/v1/vms/{vm}",
+    tag,
+    summary: "Stop a machine and delete it with its disks",
+    params: VmParams,
+    answers: [{ status: 204, description: "Gone" }],
+    problems: ["vmNotFound", "stopping"],
+  }, async ({ params }) => {
+    await service.machines.remove(params.vm);
+    return noContent();
+  });
+
+  for (const [request, { summary, more }] of Object.entries(REQUESTS)) {
+    router.add({
+      method: "post",
+      path: `/v1/vms/{vm}/${request}`,
+      tag,
+      summary,
+      ...(more !== "" && { description: more }),
+      params: VmParams,
+      answers: [{ status: 200, description: "The machine is there", body: VmSchema }],
+      problems: ["vmNotFound", "wrongState", "bootFailed", "machineFailed", "noSpace", "stopping"],
+    }, async ({ params }) => {
+      const machine = service.machines.get(params.vm);
+      await machine.request(request as LifeCycleRequest);
+      return json(describeVm(machine));
+    });
+  }
+}
+
+function describeVm(machine: Machine): z.input<typeof VmSchema> {
+  const { record, state, since, failure, exit, fleecings } = machine;
+  return {
+    name: record.name,
+    state,
+    since: since.toISOString(),
+    failure,
+    exit,
+    image: record.image,
+    memoryBytes: record.memoryBytes,
+    harts: record.hartCount,
+    disks: record.disks.map(({ name, sizeBytes, isReadOnly }) => ({
+      name,
+      sizeBytes,
+      readOnly: isReadOnly,
+    })),
+    fleecings: fleecings.list().map(({ name }) => name),
+    createdAt: record.createdAt,
+  };
+}

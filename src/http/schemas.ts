@@ -1,0 +1,231 @@
+/**
+ * The JSON of the API, as zod schemas: they validate what comes in, describe what goes out, and make
+ * the OpenAPI document.
+ *
+ * @module
+ */
+
+import { z } from "@hono/zod-openapi";
+import { limits } from "../limits.ts";
+import { EXPORT_NAME_PATTERN, NAME_PATTERN, NAME_RULE } from "../vm/names.ts";
+import { IMAGE_PARTS } from "../vm/store.ts";
+
+const MiB = 1024 * 1024;
+const SECTOR_BYTES = 512;
+const PAGE_SIZE = 100;
+const PAGE_SIZE_MAX = 1000;
+const DEFAULT_MEMORY_BYTES = 256 * MiB;
+const CBW_TIMEOUT_SECONDS = 45;
+const CBW_TIMEOUT_SECONDS_MAX = 24 * 3600;
+const BITMAP_NAME_CHARACTERS = 1023;
+
+/** A name that a client chooses. */
+export const NameSchema = z.string().regex(NAME_PATTERN, { error: `a name is ${NAME_RULE}` })
+  .openapi({ example: "demo" });
+
+/** A whole number of bytes. */
+function bytes(options: { minimum: number; maximum: number; multiple: number }) {
+  const { minimum, maximum, multiple } = options;
+  const error = `must be a whole number of bytes from ${minimum} to ${maximum}` +
+    (multiple > 1 ? `, a multiple of ${multiple}` : "");
+  return z.int({ error }).min(minimum, { error }).max(maximum, { error })
+    .multipleOf(multiple, { error });
+}
+
+/** The text of a kernel's command line. */
+const CmdlineSchema = z.string().refine(
+  (text) =>
+    new TextEncoder().encode(text).length <= limits.cmdlineBytes &&
+    // deno-lint-ignore no-control-regex
+    !/[\x00-\x1f\x7f]/.test(text),
+  { error: `must be at most ${limits.cmdlineBytes} bytes without control characters` },
+);
+
+/** Query of every list. */
+export const PageQuery = z.strictObject({
+  limit: z.coerce.number().int().min(1).max(PAGE_SIZE_MAX).default(PAGE_SIZE)
+    .describe("How many to list at most"),
+  cursor: z.string().max(limits.requestBodyBytes).optional()
+    .describe("`nextCursor` of the answer before"),
+});
+
+/** A list with its continuation. */
+export function pageOf<S extends z.ZodType>(item: S) {
+  return z.object({
+    items: z.array(item),
+    nextCursor: z.string().nullable().describe("Ask again with it as `cursor`; null at the end"),
+  });
+}
+
+export const ImageParams = z.strictObject({ image: NameSchema });
+export const ImageFileParams = z.strictObject({ image: NameSchema, part: z.enum(IMAGE_PARTS) });
+export const VmParams = z.strictObject({ vm: NameSchema });
+export const FleecingParams = z.strictObject({ vm: NameSchema, fleecing: NameSchema });
+export const ExportParams = z.strictObject({
+  export: z.string().regex(EXPORT_NAME_PATTERN, { error: "is not the name of an export" }),
+});
+
+export const NewImageSchema = z.strictObject({
+  name: NameSchema,
+  cmdline: CmdlineSchema.default("").describe("The kernel's command line"),
+}).openapi("NewImage");
+
+const ImageFileSchema = z.object({ sizeBytes: z.int(), sha256: z.string() });
+
+export const ImageSchema = z.object({
+  name: z.string(),
+  cmdline: z.string(),
+  builtIn: z.boolean().describe("Belongs to the program: always there, can't be changed"),
+  createdAt: z.iso.datetime(),
+  files: z.partialRecord(z.enum(IMAGE_PARTS), ImageFileSchema),
+}).openapi("Image");
+
+const NewDiskSchema = z.strictObject({
+  name: NameSchema,
+  sizeBytes: bytes({ minimum: SECTOR_BYTES, maximum: limits.diskMaxBytes, multiple: SECTOR_BYTES })
+    .describe("The disk takes only the room that is written to it"),
+  readOnly: z.boolean().default(false),
+}).openapi("NewDisk");
+
+export const NewVmSchema = z.strictObject({
+  name: NameSchema,
+  image: NameSchema.describe("`demo` is always there"),
+  memoryBytes: bytes({
+    minimum: limits.memoryMinBytes,
+    maximum: limits.memoryMaxBytes,
+    multiple: MiB,
+  }).default(DEFAULT_MEMORY_BYTES),
+  harts: z.int().min(1).max(limits.hartCount).default(1).describe("Processors"),
+  disks: z.array(NewDiskSchema).max(limits.diskCount)
+    .refine((disks) => new Set(disks.map(({ name }) => name)).size === disks.length, {
+      error: "two disks have one name",
+    })
+    .default([{ name: "disk0", sizeBytes: 64 * MiB, readOnly: false }])
+    .describe("In the order in which the guest finds them; without it: one of 64 MiB, `disk0`"),
+  start: z.boolean().default(true),
+}).openapi("NewVm");
+
+export const VmSchema = z.object({
+  name: z.string(),
+  state: z.enum([
+    "creating",
+    "starting",
+    "running",
+    "paused",
+    "stopping",
+    "stopped",
+    "failed",
+    "deleting",
+  ]),
+  since: z.iso.datetime().describe("When it came to this state"),
+  failure: z.string().nullable().describe("Why it is `failed`"),
+  exit: z.object({
+    reason: z.enum(["shutdown", "reboot", "hostFault"]),
+    code: z.int(),
+  }).nullable().describe("How the guest ended last, if it ended by itself"),
+  image: z.string(),
+  memoryBytes: z.int(),
+  harts: z.int(),
+  disks: z.array(z.object({ name: z.string(), sizeBytes: z.int(), readOnly: z.boolean() })),
+  fleecings: z.array(z.string()).describe("Names of the fleecings that stand"),
+  createdAt: z.iso.datetime(),
+}).openapi("Vm");
+
+export const LogQuery = z.strictObject({
+  follow: z.enum(["", "1", "true", "0", "false"], { error: "must be true or false" }).optional()
+    .transform((value) => value === "" || value === "1" || value === "true")
+    .openapi({ type: "string" })
+    .describe("Keep the answer open and send what the guest writes as it comes"),
+});
+
+export const NewFleecingSchema = z.strictObject({
+  name: NameSchema.optional().describe("Without it: the moment, in UTC"),
+  disks: z.array(NameSchema).max(limits.diskCount)
+    .refine((disks) => new Set(disks).size === disks.length, { error: "names a disk twice" })
+    .default([]).describe("Frozen at one moment, all together; none named: all disks"),
+  onCbwError: z.enum(["break-snapshot", "break-guest-write"]).default("break-snapshot")
+    .describe("What a failed copy breaks: the view, or the guest's write"),
+  cbwTimeoutSeconds: z.int().min(0).max(CBW_TIMEOUT_SECONDS_MAX).default(CBW_TIMEOUT_SECONDS)
+    .describe("How long a guest write waits for its copy; 0: for ever"),
+  minClusterSize: z.int().min(SECTOR_BYTES).max(limits.nbdPayloadBytes)
+    .refine((size) => Number.isInteger(Math.log2(size)), { error: "must be a power of two" })
+    .default(64 * 1024).describe("Copies are made in units of at least so many bytes"),
+  bitmap: z.string().min(1).max(BITMAP_NAME_CHARACTERS).nullable().default(null)
+    .describe("Only what this dirty bitmap of each disk marks is protected and can be read"),
+  scratchMaxBytes: z.int().min(0).nullable().default(null)
+    .describe("The largest size of all copies together; null: no limit but the file system's"),
+}).openapi("NewFleecing");
+
+/** One view of a disk, with its addresses. */
+const ExportFields = {
+  name: z.string(),
+  vm: z.string(),
+  fleecing: z.string(),
+  disk: z.string(),
+  sizeBytes: z.int(),
+  createdAt: z.iso.datetime().describe("The moment of the view"),
+  nbd: z.string().nullable().describe("NBD over TCP"),
+  nbdUnix: z.string().nullable().describe("NBD over a unix socket"),
+  websocket: z.string().describe("NBD in WebSocket frames"),
+  content: z.string().describe("HTTP, with ranges"),
+};
+
+export const ExportSchema = z.object(ExportFields).openapi("Export");
+
+export const FleecingSchema = z.object({
+  name: z.string(),
+  vm: z.string(),
+  state: z.enum(["active", "broken"]),
+  brokenBy: z.string().nullable().describe("The copy that failed; every read is refused since"),
+  createdAt: z.iso.datetime(),
+  onCbwError: z.enum(["break-snapshot", "break-guest-write"]),
+  cbwTimeoutSeconds: z.int(),
+  bitmap: z.string().nullable(),
+  exports: z.array(z.object({
+    ...ExportFields,
+    clusterSizeBytes: z.int(),
+    copiedBytes: z.int().describe("Copied aside because the guest was about to overwrite them"),
+    clustersDone: z.int(),
+    clustersTotal: z.int(),
+    refusedReads: z.int().describe("Reads of areas that may not be read"),
+    guestWaitMs: z.number().describe("How long guest writes waited for copies and for readers"),
+    scratchUsedBytes: z.int(),
+  })),
+}).openapi("Fleecing");
+
+export const ExtentsQuery = z.strictObject({
+  context: z.enum(["allocation", "access"]).default("allocation")
+    .describe("What the map shows: where data is, or what may be read"),
+  offset: z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER).default(0),
+  length: z.coerce.number().int().min(1).max(Number.MAX_SAFE_INTEGER).optional()
+    .describe("Without it: up to the end"),
+  limit: z.coerce.number().int().min(1).max(limits.extentsPerAnswer)
+    .default(limits.extentsPerAnswer),
+});
+
+export const ExtentsSchema = z.object({
+  extents: z.array(z.object({
+    offset: z.int(),
+    length: z.int(),
+    hole: z.boolean().optional().describe("context=allocation: takes no room"),
+    zero: z.boolean().optional().describe("context=allocation: reads as zeroes"),
+    readable: z.boolean().optional().describe("context=access: may be read"),
+  })),
+  nextOffset: z.int().nullable().describe("Ask again from here; null at the end"),
+}).openapi("Extents");
+
+export const TicketSchema = z.object({
+  ticket: z.string(),
+  protocol: z.string().describe("Offer it as a subprotocol beside `nbd`; it is not echoed"),
+  expiresAt: z.iso.datetime(),
+}).openapi("Ticket");
+
+export const InfoSchema = z.object({
+  name: z.literal("ovis"),
+  version: z.string(),
+  deno: z.string(),
+  startedAt: z.iso.datetime(),
+  limits: z.record(z.string(), z.number()),
+}).openapi("Info");
+
+export const HealthSchema = z.object({ status: z.string() }).openapi("Health");
