@@ -62,8 +62,6 @@ function toIntegral(a: f64, rm: u32): f64 {
 }
 
 /** Raises inexact if rounding changed the number. */
-// @ts-ignore: decorator
-
 function raiseIfInexact(whole: f64, a: f64): void {
   if (whole != a) raise(FLAG_NX);
 }

@@ -27,50 +27,34 @@ const F32_HIDDEN: u32 = 0x0080_0000;
 const PLAIN_LEAST: u32 = (F32_HIDDEN + 1) << 1;
 const PLAIN_RANGE: u32 = (F32_INFINITY << 1) - PLAIN_LEAST;
 
-// @ts-ignore: decorator
-
 export function isNaN32(a: u32): bool {
   return (a << 1) > (F32_INFINITY << 1);
 }
 
-// @ts-ignore: decorator
-
 export function isSignalling32(a: u32): bool {
   return isNaN32(a) && (a & F32_QUIET) == 0;
 }
-
-// @ts-ignore: decorator
 
 function isInfinite32(a: u32): bool {
   return (a << 1) == (F32_INFINITY << 1);
 }
 
 /** Normal and not the least normal number, which may have been rounded up from below. */
-// @ts-ignore: decorator
-
 export function isPlain32(a: u32): bool {
   return (a << 1) - PLAIN_LEAST < PLAIN_RANGE;
 }
-
-// @ts-ignore: decorator
 
 function isHostMode(rm: u32): bool {
   return (rm | (~fflags & FLAG_NX)) == 0;
 }
 
-// @ts-ignore: decorator
-
 function toHost(a: u32): f32 {
   return reinterpret<f32>(a);
 }
 
-// @ts-ignore: decorator
-
 function toBits(a: f32): u32 {
   return reinterpret<u32>(a);
 }
-
-// @ts-ignore: decorator
 
 function widen(a: u32): f64 {
   return <f64> reinterpret<f32>(a);

@@ -7,6 +7,8 @@
  * inexact is accrued already, and the result is a normal number other than the least one: then
  * nothing but inexact can have been raised. NaN and infinite operands, overflow, underflow and
  * division by zero all give results outside this range. A finite operand over infinity gives zero.
+ * The exact operation, in turn, first asks the host whether the result is exact, by its error or its
+ * length: then it is right in every mode and raises nothing, as with whole numbers.
  *
  * Rounding modes are 0..4, resolved by the caller. NaN results are the canonical NaN. Negated forms
  * of the fused operation are the caller's: it flips signs of `a` and `c`.
@@ -26,57 +28,39 @@ const BIAS: i32 = 1023;
 const PLAIN_LEAST: u64 = (F64_HIDDEN + 1) << 1;
 const PLAIN_RANGE: u64 = (F64_INFINITY << 1) - PLAIN_LEAST;
 
-// @ts-ignore: decorator
-
 export function isNaN64(a: u64): bool {
   return (a << 1) > (F64_INFINITY << 1);
 }
-
-// @ts-ignore: decorator
 
 export function isSignalling64(a: u64): bool {
   return isNaN64(a) && (a & F64_QUIET) == 0;
 }
 
-// @ts-ignore: decorator
-
 function isFinite64(a: u64): bool {
   return (a << 1) < (F64_INFINITY << 1);
 }
-
-// @ts-ignore: decorator
 
 function isZero64(a: u64): bool {
   return (a << 1) == 0;
 }
 
 /** Normal and not the least normal number, which may have been rounded up from below: see above. */
-// @ts-ignore: decorator
-
 function isPlain64(a: u64): bool {
   return (a << 1) - PLAIN_LEAST < PLAIN_RANGE;
 }
 
 /** May a plain host result be taken as it is? */
-// @ts-ignore: decorator
-
 function isHostMode(rm: u32): bool {
   return (rm | (~fflags & FLAG_NX)) == 0;
 }
-
-// @ts-ignore: decorator
 
 function toHost(a: u64): f64 {
   return reinterpret<f64>(a);
 }
 
-// @ts-ignore: decorator
-
 function toBits(a: f64): u64 {
   return reinterpret<u64>(a);
 }
-
-// @ts-ignore: decorator
 
 function sign64(a: u64): u32 {
   return <u32> (a >> 63);
@@ -128,8 +112,10 @@ function addExactly(a: u64, b: u64, rm: u32): u64 {
   if (!isFinite64(a) || !isFinite64(b)) return sum != sum ? nanResult(a, b) : toBits(sum);
   // A sum of doubles is a multiple of the least subnormal: it does not underflow to zero.
   if (sum == 0.0) return zeroSum(a, b, rm);
-  if (isZero64(a)) return b;
-  if (isZero64(b)) return a;
+  // Knuth's two-sum: the exact error of a sum, NaN or infinite if something overflows. None: done,
+  // in every mode. That settles a zero operand too.
+  const addend: f64 = sum - toHost(a);
+  if ((toHost(a) - (sum - addend)) + (toHost(b) - addend) == 0.0) return toBits(sum);
   if ((a << 1) < (b << 1)) {
     const greater: u64 = b;
     b = a;
@@ -145,6 +131,14 @@ function addExactly(a: u64, b: u64, rm: u32): u64 {
 }
 
 // ---- multiplication, division, square root ------------------------------------------------------
+
+/**
+ * Is the host's product certainly exact? A normal one of at most 53 bits is, in every mode. So numbers
+ * that are small integers, or were singles, take no slow path.
+ */
+function isShortProduct(a: u64, b: u64, product: u64): bool {
+  return ctz<u64>(a | F64_HIDDEN) + ctz<u64>(b | F64_HIDDEN) >= 53 && isPlain64(product);
+}
 
 /** Upper half of a 128-bit product. */
 function multiplyHigh(a: u64, b: u64): u64 {
@@ -164,8 +158,9 @@ export function f64Mul(a: u64, b: u64, rm: u32): u64 {
 }
 
 function multiplyExactly(a: u64, b: u64, rm: u32): u64 {
+  const product: f64 = toHost(a) * toHost(b);
+  if (isShortProduct(a, b, toBits(product))) return toBits(product);
   if (!isFinite64(a) || !isFinite64(b) || isZero64(a) || isZero64(b)) {
-    const product: f64 = toHost(a) * toHost(b);
     return product != product ? nanResult(a, b) : toBits(product);
   }
   const sigA: u64 = significand64(a);
@@ -193,11 +188,12 @@ function correctSignificand(host: u64, residual: i64): u64 {
 }
 
 function divideExactly(a: u64, b: u64, rm: u32): u64 {
+  const host: f64 = toHost(a) / toHost(b);
+  if (isShortProduct(toBits(host), b, a) && host * toHost(b) == toHost(a)) return toBits(host);
   if (!isFinite64(a) || !isFinite64(b) || isZero64(a) || isZero64(b)) {
-    const special: f64 = toHost(a) / toHost(b);
-    if (special != special) return nanResult(a, b);
+    if (host != host) return nanResult(a, b);
     if (isZero64(b) && isFinite64(a)) raise(FLAG_DZ);
-    return toBits(special);
+    return toBits(host);
   }
   const sigA: u64 = significand64(a) >> 11;
   const sigB: u64 = significand64(b) >> 11;
@@ -221,9 +217,12 @@ export function f64Sqrt(a: u64, rm: u32): u64 {
 }
 
 function rootExactly(a: u64, rm: u32): u64 {
+  const host: f64 = sqrt<f64>(toHost(a));
+  if (isShortProduct(toBits(host), toBits(host), a) && host * host == toHost(a)) {
+    return toBits(host);
+  }
   if (isZero64(a) || !isFinite64(a) || sign64(a) != 0) {
-    const special: f64 = sqrt<f64>(toHost(a));
-    return special != special ? nanResult(a, a) : toBits(special);
+    return host != host ? nanResult(a, a) : toBits(host);
   }
   const sigA: u64 = significand64(a) >> 11;
   const exp: i32 = exponent64(a) - BIAS;
@@ -238,9 +237,36 @@ function rootExactly(a: u64, rm: u32): u64 {
 
 // ---- fused multiplication and addition ----------------------------------------------------------
 
+/**
+ * Does the host round a relaxed multiplication and addition once? It must choose the same always. Found
+ * out when the module is instantiated: only if fused is (1 + 2^-30)^2 - (1 + 2^-29) not zero.
+ */
+export const hostFuses: bool =
+  multiplyAdd(1.0 + 1.0 / 1073741824.0, -1.0 - 1.0 / 536870912.0) != 0.0;
+
+function multiplyAdd(a: f64, c: f64): f64 {
+  return relaxedFma(a, a, c);
+}
+
+function relaxedFma(a: f64, b: f64, c: f64): f64 {
+  return f64x2.extract_lane(
+    f64x2.relaxed_madd(f64x2.splat(a), f64x2.splat(b), f64x2.splat(c)),
+    0,
+  );
+}
+
 /** a * b + c, rounded once. */
 export function f64Fma(a: u64, b: u64, c: u64, rm: u32): u64 {
+  if (hostFuses && isHostMode(rm)) {
+    const fused: u64 = toBits(relaxedFma(toHost(a), toHost(b), toHost(c)));
+    if (isPlain64(fused)) return fused;
+  }
+  return fuseExactly(a, b, c, rm);
+}
+
+function fuseExactly(a: u64, b: u64, c: u64, rm: u32): u64 {
   const product: f64 = toHost(a) * toHost(b);
+  if (isShortProduct(a, b, toBits(product))) return addExactly(toBits(product), c, rm);
   if (!isFinite64(a) || !isFinite64(b) || !isFinite64(c)) {
     // If the product overflows here though its factors are finite, c is infinite or NaN, and decides.
     const sum: f64 = isFinite64(a) && isFinite64(b) ? toHost(c) : product + toHost(c);
@@ -287,7 +313,8 @@ function fuse(a: u64, b: u64, c: u64, signP: u32, rm: u32): u64 {
   if (signP == sign64(c)) {
     low = lowP + lowC;
     high = highP + highC + <u64> (low < lowP);
-  } else if (highP > highC || (highP == highC && lowP >= lowC)) {
+  } else if (highP >= highC) {
+    // If they are equal the addend was not shifted, so that its lower half is zero.
     low = lowP - lowC;
     high = highP - highC - <u64> (lowP < lowC);
   } else {

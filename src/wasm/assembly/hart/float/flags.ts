@@ -29,8 +29,6 @@ export function setFflags(value: u32): void {
 }
 
 /** Accrues flags. */
-// @ts-ignore: decorator
-
 export function raise(flags: u32): void {
   fflags |= flags;
 }
