@@ -11,7 +11,15 @@
  * @module
  */
 
-const LIBRARY = "libc.so.6";
+/**
+ * Where glibc is, most general first: by name it needs the permission for every library, by path
+ * that for this one.
+ */
+export const LIBC_PATHS: readonly string[] = [
+  "libc.so.6",
+  `/lib/${Deno.build.arch}-linux-gnu/libc.so.6`,
+  "/lib64/libc.so.6",
+];
 
 const SYMBOLS = {
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
@@ -64,14 +72,17 @@ export class LibC {
   /** Opens the library, or says why it can't. */
   static open(): LibC | { unavailable: string } {
     if (Deno.build.os !== "linux") return { unavailable: `no binding for ${Deno.build.os}` };
-    if (Deno.permissions.querySync({ name: "ffi", path: LIBRARY }).state !== "granted") {
-      return { unavailable: "not permitted (--allow-ffi)" };
+    let unavailable = "not permitted (--allow-ffi)";
+    for (const path of LIBC_PATHS) {
+      // Asked first: dlopen would ask the person at the terminal.
+      if (Deno.permissions.querySync({ name: "ffi", path }).state !== "granted") continue;
+      try {
+        return new LibC(Deno.dlopen(path, SYMBOLS));
+      } catch (error) {
+        unavailable = error instanceof Error ? error.message : String(error);
+      }
     }
-    try {
-      return new LibC(Deno.dlopen(LIBRARY, SYMBOLS));
-    } catch (error) {
-      return { unavailable: error instanceof Error ? error.message : String(error) };
-    }
+    return { unavailable };
   }
 
   close(): void {
