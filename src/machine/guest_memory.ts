@@ -28,7 +28,7 @@ export class GuestMemory {
   readonly #codeWritesIndex: number;
   readonly #pageShift: number;
 
-  constructor(memory: WebAssembly.Memory, readonly layout: HartLayout) {
+  constructor(readonly memory: WebAssembly.Memory, readonly layout: HartLayout) {
     this.buffer = sharedBufferOf(memory);
     const { buffer } = this;
     this.bytes = new Uint8Array(buffer);

@@ -9,6 +9,9 @@
  */
 
 import {
+  HART_MIP_WORD,
+  HART_REMOTE_WORD,
+  HART_RUNNING,
   HART_STATE_WORD,
   HART_STOPPED,
   HART_WAITING,
@@ -16,6 +19,7 @@ import {
   RAM_BYTES,
   RAM_GPA,
   SBI_BASE,
+  SBI_BUILT_IN,
 } from "../layout";
 import {
   flushTlb,
@@ -40,7 +44,7 @@ import {
 } from "./sbi_errors";
 import { countHarts, wakeHart } from "./signal";
 
-export const HSM_STARTED: u32 = 0; // also what a cleared block says: the host stops the others
+export const HSM_STARTED: u32 = 0;
 export const HSM_STOPPED: u32 = 1;
 export const HSM_START_PENDING: u32 = 2;
 export const HSM_SUSPENDED: u32 = 4;
@@ -101,6 +105,15 @@ export function suspendHart(type: u64, address: u64, opaque: u64): i64 {
   atomic.store<u32>(block, HSM_SUSPENDED);
   atomic.store<u32>(hart, HART_WAITING, HART_STATE_WORD);
   return SBI_SUCCESS;
+}
+
+/** What a reset makes of this hart: with the built-in SBI only hart 0 runs until others are started. */
+export function resetHartState(): void {
+  const isStarted: bool = hartId === 0 || load<u32>(SBI_BUILT_IN) === 0;
+  atomic.store<u32>(addressOfState(hartId), isStarted ? HSM_STARTED : HSM_STOPPED);
+  atomic.store<u32>(hart, isStarted ? HART_RUNNING : HART_STOPPED, HART_STATE_WORD);
+  atomic.store<u32>(hart, 0, HART_MIP_WORD);
+  atomic.store<u32>(hart, 0, HART_REMOTE_WORD);
 }
 
 /** If somebody asked this hart to start: makes its state that of SBI 2.0, table 16. */
