@@ -1,6 +1,6 @@
 /**
- * Operands that are likely to show mistakes of floating point: the borders, and seeded random numbers
- * whose exponents and significands meet in interesting ways.
+ * Operands that are likely to show mistakes of floating point: the borders, and seeded random
+ * numbers whose exponents and significands meet in interesting ways.
  *
  * @module
  */

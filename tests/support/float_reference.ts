@@ -1,7 +1,7 @@
 /**
- * RISC-V floating point once more, slowly and by other means than src/wasm/assembly/hart/float: every
- * finite number is a fraction of two bigints, every operation is done exactly, and one function rounds
- * fractions by comparing with the half. An oracle for tests.
+ * RISC-V floating point once more, slowly and by other means than src/wasm/assembly/hart/float:
+ * every finite number is a fraction of two bigints, every operation is done exactly, and one
+ * function rounds fractions by comparing with the half. An oracle for tests.
  *
  * @module
  */

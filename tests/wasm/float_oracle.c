@@ -1,7 +1,8 @@
 /*
- * Does floating-point instructions for float_test.ts: reads records of five 64-bit words from standard
- * input (operation, rounding mode, three operands), writes two words for each (result, flags). Runs
- * under qemu-riscv64 without a C library. Operations are numbered as in float_reference.ts.
+ * Does floating-point instructions for float_test.ts: reads records of five 64-bit words from
+ * standard input (operation, rounding mode, three operands), writes two words for each (result,
+ * flags). Runs under qemu-riscv64 without a C library. Operations are numbered as in
+ * float_reference.ts.
  */
 typedef unsigned long u64;
 

@@ -1,11 +1,11 @@
 /**
  * Floating point against three oracles: JavaScript's own numbers, the slow reference of
- * float_reference.ts, and qemu-riscv64. Every case runs twice, with no flag accrued and with inexact
- * accrued, since the second takes other paths.
+ * float_reference.ts, and qemu-riscv64. Every case runs twice, with no flag accrued and with
+ * inexact accrued, since the second takes other paths.
  */
 import { assertEquals } from "@std/assert";
 import { buildModules } from "../../src/wasm/build.ts";
-import { findProgram, needs } from "../support/clients.ts";
+import { needs } from "../support/clients.ts";
 import { FloatCases, specialOperands } from "../support/float_cases.ts";
 import { NX, type Operation, OPERATIONS, type Outcome } from "../support/float_reference.ts";
 
@@ -240,8 +240,7 @@ async function askQemu(items: Case[]): Promise<Outcome[]> {
     items.forEach(({ operation, rm, operands }, index) => {
       requests.set([BigInt(OPERATIONS.indexOf(operation)), BigInt(rm), ...operands], index * 5);
     });
-    const qemu = findProgram("qemu-riscv64", "qemu-riscv64-static") ?? "qemu-riscv64";
-    const child = new Deno.Command(qemu, {
+    const child = new Deno.Command("qemu-riscv64", {
       args: [program],
       stdin: "piped",
       stdout: "piped",

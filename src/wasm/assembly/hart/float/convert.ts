@@ -24,7 +24,8 @@ const TWO_64: f64 = 18446744073709551616.0;
 export function narrow(a: f64, rm: u32): u32 {
   const single: f32 = <f32> a;
   const bits: u32 = reinterpret<u32>(single);
-  if (<f64> single == a) return bits; // also infinity and zero; an exact tiny result is no underflow
+  // Also infinity and zero. An exact result is no underflow though it be tiny.
+  if (<f64> single == a) return bits;
   if (rm == RNE && isPlain32(bits)) {
     raise(FLAG_NX);
     return bits;
@@ -136,7 +137,7 @@ export function f32ToU64(a: u32, rm: u32): u64 {
   return toU64(<f64> reinterpret<f32>(a), rm);
 }
 
-// ---- from integers: the 32-bit ones take the low half of the register ----------------------------
+// ---- from integers: the 32-bit ones take the low half of the register ---------------------------
 
 /** Exact, so the mode does not matter; it is there to have one shape of all conversions. */
 export function f64FromI32(x: u64, _rm: u32): u64 {

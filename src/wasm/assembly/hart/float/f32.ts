@@ -68,7 +68,7 @@ function nanResult(a: u32, b: u32): u32 {
 
 // ---- addition ----------------------------------------------------------------------------------
 
-/** Narrows a finite `a + b`, of which `sum` is the nearest double. Signs an exact zero by the mode. */
+/** Narrows a finite `a + b`, of which `sum` is the nearest double. A zero gets its sign here. */
 function narrowSum(a: f64, b: f64, sum: f64, rm: u32): u32 {
   if (sum == 0.0) {
     // IEEE 754-2019, 6.3: negative if both are, and rounding down also if their signs differ.

@@ -2,13 +2,14 @@
  * Arithmetic, comparison and classification of doubles as the D extension defines them, on bit
  * patterns. Conversions are in convert.ts.
  *
- * Each operation has a fast path, the host's own operation, and an exact one in integers. WebAssembly
- * rounds to nearest even and tells no flags, so the host's result is taken when the mode is that and
- * inexact is accrued already, and the result is a normal number other than the least one: then
- * nothing but inexact can have been raised. NaN and infinite operands, overflow, underflow and
- * division by zero all give results outside this range. A finite operand over infinity gives zero.
- * The exact operation, in turn, first asks the host whether the result is exact, by its error or its
- * length: then it is right in every mode and raises nothing, as with whole numbers.
+ * Each operation has a fast path, the host's own operation, and an exact one in integers.
+ * WebAssembly rounds to nearest even and tells no flags, so the host's result is taken when the
+ * mode is that and inexact is accrued already, and the result is a normal number other than the
+ * least one: then nothing but inexact can have been raised. NaN and infinite operands, overflow,
+ * underflow and division by zero all give results outside this range. A finite operand over
+ * infinity gives zero. The exact operation, in turn, first asks the host whether the result is
+ * exact, by its error or its length: then it is right in every mode and raises nothing, as with
+ * whole numbers.
  *
  * Rounding modes are 0..4, resolved by the caller. NaN results are the canonical NaN. Negated forms
  * of the fused operation are the caller's: it flips signs of `a` and `c`.
@@ -24,7 +25,7 @@ const F64_HIDDEN: u64 = 0x0010_0000_0000_0000;
 const F64_FRACTION: u64 = 0x000f_ffff_ffff_ffff;
 const F64_ONE: u64 = 0x3ff0_0000_0000_0000;
 const BIAS: i32 = 1023;
-/** The least normal number's successor without its sign, and how many numbers lie up to infinity. */
+/** The least normal number's successor, sign shifted out, and its distance from infinity. */
 const PLAIN_LEAST: u64 = (F64_HIDDEN + 1) << 1;
 const PLAIN_RANGE: u64 = (F64_INFINITY << 1) - PLAIN_LEAST;
 
@@ -85,8 +86,8 @@ function nanResult(a: u64, b: u64): u64 {
 }
 
 /**
- * The sum of two numbers that is exactly zero: negative if both are, and rounding down also if their
- * signs differ (IEEE 754-2019, 6.3).
+ * The sum of two numbers that is exactly zero: negative if both are, and rounding down also if
+ * their signs differ (IEEE 754-2019, 6.3).
  */
 function zeroSum(a: u64, b: u64, rm: u32): u64 {
   return (rm == RDN ? a | b : a & b) & F64_SIGN;
@@ -133,8 +134,8 @@ function addExactly(a: u64, b: u64, rm: u32): u64 {
 // ---- multiplication, division, square root ------------------------------------------------------
 
 /**
- * Is the host's product certainly exact? A normal one of at most 53 bits is, in every mode. So numbers
- * that are small integers, or were singles, take no slow path.
+ * Is the host's product certainly exact? A normal one of at most 53 bits is, in every mode. So
+ * numbers that are small integers, or were singles, take no slow path.
  */
 function isShortProduct(a: u64, b: u64, product: u64): bool {
   return ctz<u64>(a | F64_HIDDEN) + ctz<u64>(b | F64_HIDDEN) >= 53 && isPlain64(product);
@@ -177,14 +178,12 @@ export function f64Div(a: u64, b: u64, rm: u32): u64 {
 }
 
 /**
- * A rounded significand, as a host result in [1/2, 4), and on which side of it the exact value lies:
- * to an intermediate significand, with bit 63 standing for the place of the host result's own leading
- * bit. Quotients and roots never lie half-way between two significands, so that a jammed bit next to
- * the rounded one says all that any rounding mode, or a subnormal result, needs.
+ * From a rounded significand of 53 bits, and on which side of it the exact value lies, to an
+ * intermediate one. Quotients and roots never lie half-way between two significands, so that a
+ * jammed bit next to the rounded one says all that any rounding mode, or a subnormal result, needs.
  */
-function correctSignificand(host: u64, residual: i64): u64 {
-  const sig: u64 = (host | F64_HIDDEN) << 11;
-  return sig + <u64> (<i64> (residual > 0) - <i64> (residual < 0));
+function correctSignificand(rounded: u64, remainder: i64): u64 {
+  return (rounded << 11) + <u64> (<i64> (remainder > 0) - <i64> (remainder < 0));
 }
 
 function divideExactly(a: u64, b: u64, rm: u32): u64 {
@@ -227,8 +226,8 @@ function rootExactly(a: u64, rm: u32): u64 {
   const sigA: u64 = significand64(a) >> 11;
   const exp: i32 = exponent64(a) - BIAS;
   const isOdd: i32 = exp & 1;
-  // As in division: the root of a significand in [1, 4) is in [1, 2), and the difference between its
-  // square and the radicand is less than 2^54.
+  // As in division: the root of a significand in [1, 4) is in [1, 2), and the difference between
+  // its square and the radicand is less than 2^54.
   const radicand: u64 = (sigA & F64_FRACTION) | (isOdd ? F64_ONE + F64_HIDDEN : F64_ONE);
   const sigR: u64 = (toBits(sqrt<f64>(toHost(radicand))) & F64_FRACTION) | F64_HIDDEN;
   const remainder: i64 = <i64> ((sigA << <u64> (52 + isOdd)) - sigR * sigR);
@@ -238,8 +237,8 @@ function rootExactly(a: u64, rm: u32): u64 {
 // ---- fused multiplication and addition ----------------------------------------------------------
 
 /**
- * Does the host round a relaxed multiplication and addition once? It must choose the same always. Found
- * out when the module is instantiated: only if fused is (1 + 2^-30)^2 - (1 + 2^-29) not zero.
+ * Does the host round a relaxed multiplication and addition once? It must choose the same always.
+ * Found out when the module is instantiated: only if fused is (1 + 2^-30)^2 - (1 + 2^-29) not zero.
  */
 export const hostFuses: bool =
   multiplyAdd(1.0 + 1.0 / 1073741824.0, -1.0 - 1.0 / 536870912.0) != 0.0;
@@ -268,7 +267,8 @@ function fuseExactly(a: u64, b: u64, c: u64, rm: u32): u64 {
   const product: f64 = toHost(a) * toHost(b);
   if (isShortProduct(a, b, toBits(product))) return addExactly(toBits(product), c, rm);
   if (!isFinite64(a) || !isFinite64(b) || !isFinite64(c)) {
-    // If the product overflows here though its factors are finite, c is infinite or NaN, and decides.
+    // If the product overflows here though its factors are finite, c is infinite or NaN, and
+    // decides.
     const sum: f64 = isFinite64(a) && isFinite64(b) ? toHost(c) : product + toHost(c);
     return sum != sum ? nanFused(a, b, c) : toBits(sum);
   }
@@ -326,7 +326,7 @@ function fuse(a: u64, b: u64, c: u64, signP: u32, rm: u32): u64 {
   return roundWide(sign, exp + 2, high, low, rm);
 }
 
-/** Lower half of a 128-bit number shifted right by 1 or more, with what falls off stuck in bit 0. */
+/** Lower half of a 128-bit number shifted right by 1 or more; what falls off sticks in bit 0. */
 function shiftLowJam(high: u64, low: u64, count: u32): u64 {
   if (count > 63) return shiftRightJam(high, count - 64) | <u64> (low != 0);
   return shiftRightJam(low, count) | (high << <u64> (64 - count));

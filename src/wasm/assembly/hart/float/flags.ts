@@ -1,10 +1,10 @@
 /**
  * Accrued exception flags of the hart that this instance runs (F 2.2).
  *
- * `fflags` IS fcsr.fflags while a hart runs, not a delta: operations or their flags into it, the CSR
- * instructions read and write it here, and a hart that is loaded into the instance brings its own
- * value. So no instruction has to fold anything, and the fast paths see with one test whether inexact
- * is set already, which is when they need not find out whether a result is exact.
+ * `fflags` IS fcsr.fflags while a hart runs, not a delta: operations OR their flags into it, the
+ * CSR instructions read and write it here, and a hart that is loaded into the instance brings its
+ * own value. So no instruction has to fold anything, and the fast paths see with one test whether
+ * inexact is set already, which is when they need not find out whether a result is exact.
  *
  * Invariant: only the low five bits are ever set. Who changes fcsr calls `setFflags`.
  */

@@ -6,8 +6,8 @@
  *   sign  0 or 1
  *   exp   biased exponent, of the target format's bias, of the significand's bit 63; any i32
  *   sig   significand; bit 0 is sticky: it is set if anything below it was cut off ("jammed").
- * A jammed bit 0 stands for "somewhere strictly between", which is enough for every rounding mode as
- * long as it is below the rounding bit. Both formats drop at least 11 bits.
+ * A jammed bit 0 stands for "somewhere strictly between", which is enough for every rounding mode
+ * as long as it is below the rounding bit. Both formats drop at least 11 bits.
  */
 import { FLAG_NX, FLAG_OF, FLAG_UF, raise } from "./flags";
 
@@ -31,8 +31,8 @@ export function shiftRightJam(sig: u64, count: u32): u64 {
 }
 
 /**
- * What is added below the last kept place before cutting off, where `drop` bits are cut: half a unit
- * for the two nearest modes, all but one for away from zero, nothing for towards zero.
+ * What is added below the last kept place before cutting off, where `drop` bits are cut: half a
+ * unit for the two nearest modes, all but one for away from zero, nothing for towards zero.
  */
 function increment(sign: u32, rm: u32, drop: u32): u64 {
   if (rm == RNE || rm == RMM) return <u64> 1 << <u64> (drop - 1);
