@@ -15,24 +15,27 @@ export interface HartImports {
   hostTicks: () => number;
 }
 
-/** What `run` returns: why the slice ended. */
+/** What `run` returns: the budget is used up. */
 export const RUN_SLICE_OVER = 0;
+/** The hart waits for an interrupt: sleep until HART_WAKE_WORD changes or nextTimerTicks() passed. */
 export const RUN_WFI = 1;
+/** STOP_WORD or EXIT_WORD is set. */
 export const RUN_STOP = 2;
+/** The hart is stopped (SBI HSM): sleep until HART_WAKE_WORD changes. */
 export const RUN_STOPPED = 3;
 
 /** The functions of one hart's instance. */
 export interface HartExports {
   /** Ties the instance to hart `hartId` of the memory. First, before anything else. */
   bind(hartId: number): void;
-  /** Reset state: M mode, pc given, everything else as the specification asks. */
+  /** Reset state at `pc`: M mode, or S mode if SBI_BUILT_IN is set. Then set a0, a1 in memory. */
   reset(pc: bigint): void;
-  /** Executes at most about `budget` instructions; returns RUN_*. */
+  /** Executes about `budget` instructions; returns RUN_*. */
   run(budget: number): number;
-  /** Absolute time, in mtime ticks, of the next timer interrupt; 2^64-1 if there is none. */
-  timerDeadline(): bigint;
-  /** mtime, in ticks of 100 ns. */
-  currentTime(): bigint;
+  /** Ticks (100 ns) until time alone may raise an interrupt; 2^64-1, which arrives as -1n, for never. */
+  nextTimerTicks(): bigint;
+  /** HART_WAKE_WORD as `run` last read it, before it looked at interrupts: what to wait on. */
+  wakeSeen: WebAssembly.Global;
 }
 
 const WASM_URL = new URL("./build/hart.wasm", import.meta.url);

@@ -52,11 +52,13 @@ export const PRIV_M: u32 = 3;
 
 // ---- fields beside the registers ---------------------------------------------------------------
 
-/** gpa and value of the LR reservation; gpa NO_RESERVATION when there is none. */
-export const HART_RESERVATION_GPA: u32 = 0x318;
+/** Address (in this memory) and value of the LR reservation; NO_RESERVATION when there is none. */
+export const HART_RESERVATION_ADDRESS: u32 = 0x318;
 export const HART_RESERVATION_VALUE: u32 = 0x320;
 /** CODE_WRITES_WORD when this hart last dropped stale code. */
 export const HART_CODE_WRITES_SEEN: u32 = 0x328;
+/** Never used but for a read-modify-write that orders this hart's accesses. */
+export const HART_FENCE_WORD: u32 = 0x32c;
 
 export const NO_RESERVATION: u64 = ~0;
 

@@ -1,0 +1,203 @@
+/**
+ * Decoded code: where it lies, when it goes stale.
+ *
+ * The hart's DECODE area holds
+ *
+ *   + 0                 page table of the cache: u16 a RAM page, slot number + 1, 0 if none
+ *   + LONE              a lone instruction: one that straddles two pages, or on a page whose protection is
+ *                       not the same all over; it is decoded anew each time
+ *   + SLOTS             SLOT_COUNT slots of SLOT_STRIDE bytes:
+ *                         + 0   RAM page number (u32) + 1, 0 if the slot is free
+ *                         + 16  2048 decoded instructions of 8 bytes, one for every 2 bytes of code
+ *                         + ..  OP_PAGE_END
+ *
+ * Slots are taken round robin. Fetch TLBs point into slots, so they are emptied when a slot changes its
+ * page.
+ *
+ * Coherence. CODE_FLAGS has a byte for each RAM page: 1 while a hart may hold decoded code of it, 2 from
+ * the first write after that. A page with flag 1 is in no write TLB, so its next store is noticed, and
+ * CODE_WRITES_WORD with it. FENCE.I drops what was written since. With several harts a store by one
+ * must be seen by all, whenever it happens: there any page that enters a write TLB gets flag 2 for good,
+ * and FENCE.I drops all such pages.
+ *
+ * Whoever writes RAM by other ways (DMA) first writes, then looks at the flag; a hart first sets the
+ * flag, then reads the code: one of the two sees the other.
+ */
+
+import { decode, makeSlot } from "./decode";
+import { event, EVENT_EXCEPTION } from "./event";
+import {
+  CODE_FLAGS,
+  CODE_WRITES_WORD,
+  DECODE_BASE,
+  DECODE_STRIDE,
+  MAX_RAM_PAGES,
+  RAM_BASE,
+  RAM_GPA,
+} from "./layout";
+import { ramAddress, translateFetch } from "./mmu";
+import { OP_PAGE_END } from "./opcodes";
+import { isPmpUniform } from "./pmp";
+import {
+  codeWrites,
+  FETCH_TLB_BASE,
+  flushFetchTlb,
+  flushWriteTlb,
+  getPriv,
+  hart,
+  HART_CODE_WRITES_SEEN,
+  hartId,
+  isSmp,
+  TLB_BYTES,
+  TLB_MASK,
+  TLB_SHIFT,
+} from "./state";
+
+const FLAG_DECODED: u32 = 1;
+const FLAG_WRITTEN: u32 = 2;
+
+const LONE: u32 = MAX_RAM_PAGES * 2;
+const SLOTS: u32 = LONE + 64;
+const SLOT_HEAD: u32 = 16;
+/** Not a multiple of 4 KiB, so that slots do not fight for the same cache sets. */
+const SLOT_STRIDE: u32 = SLOT_HEAD + 2048 * 8 + 48;
+const SLOT_COUNT: u32 = (DECODE_STRIDE - SLOTS) / SLOT_STRIDE;
+
+/** The slot that is taken next. */
+let nextSlot: u32 = 0;
+
+function decodeBase(): u32 {
+  return DECODE_BASE + hartId * DECODE_STRIDE;
+}
+
+function slotAddress(index: u32): u32 {
+  return decodeBase() + SLOTS + index * SLOT_STRIDE;
+}
+
+function tableEntry(ramPage: u32): u32 {
+  return decodeBase() + (ramPage << 1);
+}
+
+/** Address of the fetch TLB of the current privilege. */
+
+export function currentFetchTlb(): u32 {
+  return hart + FETCH_TLB_BASE + getPriv() * TLB_BYTES;
+}
+
+/**
+ * Address of the decoded instruction at `pc`, or 0 with an exception raised. Fills the fetch TLB, so that
+ * the loop finds the page by itself next time.
+ */
+export function findCode(pc: u64): u32 {
+  const gpa = translateFetch(pc);
+  if (event === EVENT_EXCEPTION) return 0;
+  if (!isPmpUniform(gpa & ~0xfff)) return decodeLone(pc, gpa);
+  const code = codeOfPage(<u32> ((gpa - RAM_GPA) >> 12));
+  const entry = currentFetchTlb() + (<u32> (pc >> TLB_SHIFT) & TLB_MASK);
+  store<u64>(entry, pc & ~0xfff);
+  store<u32>(entry, code, 8);
+  return code + ((<u32> pc & 0xffe) << 2);
+}
+
+/** First decoded instruction of a RAM page, which gets a slot if it has none. */
+function codeOfPage(ramPage: u32): u32 {
+  const known = load<u16>(tableEntry(ramPage));
+  if (known !== 0) return slotAddress(known - 1) + SLOT_HEAD;
+
+  const index = nextSlot;
+  nextSlot = index + 1 < SLOT_COUNT ? index + 1 : 0;
+  const slot = slotAddress(index);
+  if (load<u32>(slot) !== 0) {
+    store<u16>(tableEntry(load<u32>(slot) - 1), 0);
+    flushFetchTlb();
+  }
+  memory.fill(slot + SLOT_HEAD, 0, 2048 * 8);
+  store<u64>(slot + SLOT_HEAD + 2048 * 8, makeSlot(OP_PAGE_END, 0, 0, 0, 0, 0));
+  store<u32>(slot, ramPage + 1);
+  store<u16>(tableEntry(ramPage), <u16> (index + 1));
+  markDecoded(ramPage);
+  return slot + SLOT_HEAD;
+}
+
+function markDecoded(ramPage: u32): void {
+  if (isSmp()) atomic.or<u8>(CODE_FLAGS + ramPage, FLAG_DECODED);
+  else atomic.store<u8>(CODE_FLAGS + ramPage, FLAG_DECODED);
+  flushWriteTlb();
+}
+
+/** To be called before RAM at `gpa` is written for the first time under a write TLB entry. */
+export function noteWrite(gpa: u64): void {
+  const flag: u32 = CODE_FLAGS + <u32> ((gpa - RAM_GPA) >> 12);
+  if (isSmp()) {
+    if ((atomic.or<u8>(flag, FLAG_WRITTEN) & 3) !== FLAG_DECODED) return;
+  } else {
+    if (atomic.load<u8>(flag) !== FLAG_DECODED) return;
+    atomic.store<u8>(flag, FLAG_WRITTEN);
+  }
+  atomic.add<u32>(CODE_WRITES_WORD, 1);
+}
+
+/** FENCE.I: drops the decoded pages that were written since. */
+export function dropStaleCode(): void {
+  const writes = codeWrites();
+  const smp = isSmp();
+  if (!smp && load<u32>(hart, HART_CODE_WRITES_SEEN) === writes) return;
+  store<u32>(hart, writes, HART_CODE_WRITES_SEEN);
+  for (let index: u32 = 0; index < SLOT_COUNT; index++) {
+    const slot = slotAddress(index);
+    const owner = load<u32>(slot);
+    if (owner === 0) continue;
+    const flag: u32 = CODE_FLAGS + owner - 1;
+    if ((atomic.load<u8>(flag) & FLAG_WRITTEN) === 0) continue;
+    if (!smp) atomic.store<u8>(flag, 0);
+    store<u32>(slot, 0);
+    store<u16>(tableEntry(owner - 1), 0);
+  }
+  flushFetchTlb();
+}
+
+/** Drops everything: the memory was loaded anew. */
+export function dropAllCode(): void {
+  for (let index: u32 = 0; index < SLOT_COUNT; index++) store<u32>(slotAddress(index), 0);
+  memory.fill(decodeBase(), 0, MAX_RAM_PAGES * 2);
+  nextSlot = 0;
+  flushFetchTlb();
+}
+
+/**
+ * Decodes the instruction at `pageOffset` of the page whose first slot is `code`, into its slot; returns 0
+ * if it straddles into the next page.
+ */
+export function decodeAt(code: u32, pageOffset: u32): u64 {
+  const ram: u32 = RAM_BASE + ((load<u32>(code - SLOT_HEAD) - 1) << 12);
+  const low: u32 = load<u16>(ram + pageOffset);
+  let bits = low;
+  if ((low & 3) === 3) {
+    if (pageOffset === 4094) return 0;
+    bits |= <u32> load<u16>(ram + pageOffset + 2) << 16;
+  }
+  const slot = decode(bits, pageOffset, false);
+  store<u64>(code + (pageOffset << 2), slot);
+  return slot;
+}
+
+/** Decodes the instruction at `pc`, which straddles two pages, by itself; see decodeLone. */
+export function decodeStraddling(pc: u64): u32 {
+  const gpa = translateFetch(pc);
+  return event === EVENT_EXCEPTION ? 0 : decodeLone(pc, gpa);
+}
+
+/** Decodes the instruction at `pc`, found at `gpa`, by itself; returns 0 with an exception raised. */
+function decodeLone(pc: u64, gpa: u64): u32 {
+  let bits: u32 = load<u16>(ramAddress(gpa));
+  if ((bits & 3) === 3) {
+    const highGpa = translateFetch(pc + 2);
+    if (event === EVENT_EXCEPTION) return 0;
+    bits |= <u32> load<u16>(ramAddress(highGpa)) << 16;
+  }
+  const lone = decodeBase() + LONE;
+  const length: u32 = (bits & 3) === 3 ? 4 : 2;
+  store<u64>(lone, decode(bits, 0, true));
+  store<u64>(lone + (length << 2), makeSlot(OP_PAGE_END, 0, 0, 0, 0, 0));
+  return lone;
+}
