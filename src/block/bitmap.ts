@@ -167,6 +167,15 @@ export class Bitmap implements Disposable {
     this.#kernels.functions.andNot(this.#live(), other.#live(), this.#byteCount);
   }
 
+  /** A copy for a disk of another size: what is beyond either end is lost, what is new is clear. */
+  resized(sizeBytes: number): Bitmap {
+    const copy = new Bitmap(this.#kernels, { sizeBytes, granularity: this.granularity });
+    const { functions } = this.#kernels;
+    functions.merge(copy.#live(), this.#live(), Math.min(copy.#byteCount, this.#byteCount));
+    functions.clearRange(copy.#live(), copy.bitCount, copy.#byteCount * 8);
+    return copy;
+  }
+
   #live(): number {
     if (this.#address === 0) throw new Error("the bitmap was disposed");
     return this.#address;

@@ -60,6 +60,8 @@ export interface NodeObserver {
   resizing(sizeBytes: number): void;
   /** The node has another size now. */
   resized(sizeBytes: number): void;
+  /** The node is closed. */
+  closed(): void;
 }
 
 const WRITE_FLAGS = REQ_FUA | REQ_WRITE_UNCHANGED;
@@ -370,6 +372,7 @@ export abstract class BlockNode {
   async #close(): Promise<void> {
     assert(this.#parents.size === 0, `node '${this.#nodeName}' is closed while in use`);
     while (this.#background.size > 0) await Promise.all(this.#background);
+    this.#observer?.closed();
     await this.doClose();
   }
 

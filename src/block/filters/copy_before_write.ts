@@ -179,9 +179,12 @@ export class CopyBeforeWriteNode extends BlockNode {
     };
   }
 
-  /** The run that starts at `offset`, of at most `length` bytes, of what may or may not be read. */
+  /**
+   * The run that starts at `offset`, of at most `length` bytes, of what may or may not be read. Throws
+   * EACCES where the snapshot is broken.
+   */
   snapshotAccess(offset: number, length: number): AccessRun {
-    if (this.#brokenBy !== null) return { length, isForbidden: true };
+    this.#checkBroken(offset, length);
     const { access } = this.#bitmaps;
     const isForbidden = !access.isSet(offset);
     const end = isForbidden ? access.nextSet(offset, length) : access.nextClear(offset, length);
@@ -382,7 +385,7 @@ export class CopyBeforeWriteNode extends BlockNode {
   *#snapshotStatus(offset: number, length: number): Steps<BlockStatus> {
     const most = STATUS_CLUSTERS_MAX * this.#bitmaps.clusterSizeBytes;
     const readable = this.snapshotAccess(offset, Math.min(length, most));
-    if (readable.isForbidden) this.#checkReadable(offset, readable.length);
+    if (readable.isForbidden) throw forbidden({ offset, length: readable.length });
     const place = this.#place(offset, readable.length);
     const range = { offset, length: place.length };
     const status = yield* this.#waitFor(range, place.isFrozen, () => {
@@ -432,21 +435,27 @@ export class CopyBeforeWriteNode extends BlockNode {
 
   /** Throws EACCES unless a snapshot reader may read all of a range. */
   #checkReadable(offset: number, length: number): void {
-    if (this.#brokenBy !== null) {
-      throw new BlockError("EACCES", `The snapshot is broken: ${this.#brokenBy.message}`, {
-        cause: this.#brokenBy,
-        range: { offset, length },
-      });
-    }
+    this.#checkBroken(offset, length);
     const range = this.#bitmaps.firstForbidden(offset, length);
-    if (range === null) return;
-    throw new BlockError(
-      "EACCES",
-      `Permission denied: ${range.length} bytes at ${range.offset} are not part of the snapshot ` +
-        "(outside of its bitmap, or discarded)",
-      { range },
-    );
+    if (range !== null) throw forbidden(range);
   }
+
+  #checkBroken(offset: number, length: number): void {
+    if (this.#brokenBy === null) return;
+    throw new BlockError("EACCES", `The snapshot is broken: ${this.#brokenBy.message}`, {
+      cause: this.#brokenBy,
+      range: { offset, length },
+    });
+  }
+}
+
+function forbidden(range: ByteRange): BlockError {
+  return new BlockError(
+    "EACCES",
+    `Permission denied: ${range.length} bytes at ${range.offset} are not part of the snapshot ` +
+      "(outside of its bitmap, or discarded)",
+    { range },
+  );
 }
 
 function checkOptions(options: CopyBeforeWriteOptions): void {

@@ -37,7 +37,7 @@ export class SnapshotAccessNode extends BlockNode {
     this.#file = this.addChild("file", "snapshot", options.file);
   }
 
-  /** What may be read, where the node below can tell; all of it elsewhere. */
+  /** What may be read: see CopyBeforeWriteNode. All of it, where the node below can't tell. */
   snapshotAccess(offset: number, length: number): AccessRun {
     const { node } = this.#file;
     if (node instanceof CopyBeforeWriteNode) return node.snapshotAccess(offset, length);

@@ -1,0 +1,101 @@
+/**
+ * Several changes of dirty bitmaps as one: all of them happen, at one moment, or none. A transaction runs
+ * within one call, so that no request of a guest comes in between; an error undoes, in reverse order,
+ * what was done before it.
+ *
+ * @module
+ */
+
+import type { DirtyBitmapOptions, DirtyBitmaps } from "./dirty_bitmap.ts";
+import { BlockError } from "./errors.ts";
+import type { BlockNode } from "./node.ts";
+
+/** A bitmap by its node and name. */
+export interface BitmapReference {
+  node: BlockNode;
+  name: string;
+}
+
+/** One change, named as QEMU's transaction actions (block-dirty-bitmap-add, ...; abort always fails). */
+export type BitmapAction =
+  | { type: "add"; node: BlockNode; options: DirtyBitmapOptions }
+  | ({ type: "remove" | "clear" | "enable" | "disable" } & BitmapReference)
+  | { type: "merge"; node: BlockNode; target: string; bitmaps: BitmapReference[] }
+  | { type: "abort" };
+
+/** What an action leaves to be done at the transaction's end, whichever that is. */
+interface Prepared {
+  commit?: () => void;
+  undo: () => void;
+}
+
+/** Carries all actions out, or none: then throws the BlockError of the one that failed. */
+export function runBitmapTransaction(
+  bitmaps: DirtyBitmaps,
+  actions: readonly BitmapAction[],
+): void {
+  const prepared: Prepared[] = [];
+  try {
+    for (const action of actions) prepared.push(prepare(bitmaps, action));
+  } catch (error) {
+    for (const { undo } of prepared.reverse()) undo();
+    throw error;
+  }
+  for (const { commit } of prepared) commit?.();
+}
+
+function prepare(bitmaps: DirtyBitmaps, action: BitmapAction): Prepared {
+  switch (action.type) {
+    case "add": {
+      const bitmap = bitmaps.add(action.node, action.options);
+      return { undo: () => bitmaps.remove(action.node, bitmap.name) };
+    }
+    case "remove": {
+      const bitmap = bitmaps.get(action.node, action.name);
+      bitmap.check("remove");
+      bitmaps.detach(bitmap);
+      return {
+        commit: () => bitmap.bits[Symbol.dispose](),
+        undo: () => bitmaps.attach(bitmap),
+      };
+    }
+    case "clear":
+      return keepingBits(bitmaps, action, () => bitmaps.clear(action.node, action.name));
+    case "enable":
+    case "disable": {
+      const bitmap = bitmaps.get(action.node, action.name);
+      const wasRecording = bitmap.isRecording;
+      bitmaps[action.type](action.node, action.name);
+      return { undo: () => bitmap.isRecording = wasRecording };
+    }
+    case "merge": {
+      const target = bitmaps.get(action.node, action.target);
+      const sources = action.bitmaps.map(({ node, name }) => bitmaps.get(node, name));
+      return keepingBits(bitmaps, { node: action.node, name: action.target }, () => {
+        bitmaps.merge(target, sources);
+      });
+    }
+    case "abort":
+      throw new BlockError("EINVAL", "Transaction aborted using Abort action");
+  }
+}
+
+/** Changes the bits of a bitmap, keeping a copy until the end. */
+function keepingBits(
+  bitmaps: DirtyBitmaps,
+  { node, name }: BitmapReference,
+  change: () => void,
+): Prepared {
+  const bitmap = bitmaps.get(node, name);
+  const before = bitmap.bits.resized(bitmap.bits.sizeBytes);
+  try {
+    change();
+  } catch (error) {
+    before[Symbol.dispose]();
+    throw error;
+  }
+  return {
+    commit: () => before[Symbol.dispose](),
+    undo: () => bitmap.replaceBits(before)[Symbol.dispose](),
+  };
+}

@@ -1,0 +1,102 @@
+/**
+ * An export of a node as it is: a disk's present.
+ *
+ * @module
+ */
+
+import { BlockBackend } from "../backend.ts";
+import type { DirtyBitmap } from "../dirty_bitmap.ts";
+import { BlockError } from "../errors.ts";
+import type { BlockExport, MetaContext } from "../export.ts";
+import type { BlockGraph } from "../graph.ts";
+import { IoVector } from "../io_vector.ts";
+import {
+  type MaybePromise,
+  PERM_ALL,
+  PERM_CONSISTENT_READ,
+  PERM_RESIZE,
+  PERM_WRITE,
+} from "../types.ts";
+import { allocationContext, dirtyBitmapContext } from "./meta_contexts.ts";
+
+/** What an export of a node is made of. */
+export interface NodeExportOptions {
+  name: string;
+  description?: string;
+  nodeName: string;
+  /** Without it the export is read-only. */
+  isWritable?: boolean;
+  /** Shown as `qemu:dirty-bitmap:NAME`, and busy as long as the export stands. */
+  bitmaps?: readonly DirtyBitmap[];
+}
+
+const PREFERRED_BLOCK_BYTES = 4096;
+
+/** See the module's head. */
+export class NodeExport implements BlockExport {
+  readonly name: string;
+  readonly description: string;
+  readonly sizeBytes: number;
+  readonly isReadOnly: boolean;
+  readonly canDiscard: boolean;
+  readonly canMultiConn = true;
+  readonly preferredBlockBytes = PREFERRED_BLOCK_BYTES;
+  readonly contexts: readonly MetaContext[];
+  readonly #backend: BlockBackend;
+  readonly #unused: (() => void)[];
+
+  /** Throws a BlockError where the node can't be had, or a bitmap is in use or of another size. */
+  constructor(graph: BlockGraph, options: NodeExportOptions) {
+    const isWritable = options.isWritable ?? false;
+    const bitmaps = options.bitmaps ?? [];
+    const node = graph.get(options.nodeName);
+    for (const bitmap of bitmaps) {
+      bitmap.check("use");
+      if (bitmap.bits.sizeBytes === node.sizeBytes) continue;
+      throw new BlockError("EINVAL", `Bitmap '${bitmap.name}' is of another size`);
+    }
+    this.name = options.name;
+    this.description = options.description ?? "";
+    this.sizeBytes = node.sizeBytes;
+    this.isReadOnly = !isWritable;
+    this.canDiscard = isWritable;
+    this.#backend = new BlockBackend(graph, {
+      name: options.name,
+      nodeName: options.nodeName,
+      perm: PERM_CONSISTENT_READ | (isWritable ? PERM_WRITE : 0),
+      // Its size is told once, to each client.
+      shared: PERM_ALL & ~PERM_RESIZE,
+    });
+    this.#unused = bitmaps.map((bitmap) => bitmap.use());
+    this.contexts = [
+      allocationContext((offset, length) => this.#backend.blockStatus(offset, length)),
+      ...bitmaps.map(dirtyBitmapContext),
+    ];
+  }
+
+  read(offset: number, buffer: Uint8Array): MaybePromise<void> {
+    return this.#backend.read(offset, IoVector.of(buffer));
+  }
+
+  write(offset: number, data: Uint8Array, flags: number): MaybePromise<void> {
+    return this.#backend.write(offset, IoVector.of(data), flags);
+  }
+
+  writeZeroes(offset: number, length: number, flags: number): MaybePromise<void> {
+    return this.#backend.writeZeroes(offset, length, flags);
+  }
+
+  discard(offset: number, length: number): MaybePromise<void> {
+    return this.#backend.discard(offset, length);
+  }
+
+  flush(): MaybePromise<void> {
+    return this.#backend.flush();
+  }
+
+  /** Ends the export: later calls fail with ESHUTDOWN, those in flight are waited for. */
+  async close(): Promise<void> {
+    await this.#backend.release();
+    for (const unuse of this.#unused) unuse();
+  }
+}
