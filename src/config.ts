@@ -7,9 +7,6 @@
 
 import { z } from "zod";
 
-/** Of the service and of its API document. */
-export const VERSION = "0.1.0";
-
 const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|::1)$/;
 const URL_ERROR = "must be an http or https address without path";
 

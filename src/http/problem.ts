@@ -29,6 +29,7 @@ export type ProblemCode = ServiceErrorCode | HttpErrorCode;
 const PROBLEMS: Record<ProblemCode, { status: number; title: string }> = {
   invalidRequest: { status: 400, title: "The request is not valid" },
   invalidJson: { status: 400, title: "The body is not JSON" },
+  bodyBroken: { status: 400, title: "The body ended too early" },
   unauthorized: { status: 401, title: "A valid token or ticket is needed" },
   originNotAllowed: { status: 403, title: "Pages of that origin may not use this service" },
   rangeForbidden: { status: 403, title: "That part of the snapshot may not be read" },

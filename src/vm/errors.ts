@@ -22,6 +22,7 @@ export type ServiceErrorCode =
   | "limitReached" // one of limits.ts
   | "bootFailed" // the boot files don't fit the machine
   | "consoleBusy" // the guest does not read its console
+  | "bodyBroken" // a body that ended too early
   | "tooLarge" // a body beyond its limit
   | "rangeForbidden" // a snapshot area that may not be read
   | "deviceBusy" // in use below

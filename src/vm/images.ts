@@ -105,7 +105,7 @@ export class Images {
   ): Promise<ImageFileRecord> {
     this.#requireOwn(name);
     const directory = this.#folder.imageDirectory(name);
-    await Deno.mkdir(directory, { recursive: true, mode: 0o700 });
+    Deno.mkdirSync(directory, { recursive: true, mode: 0o700 });
     const temporary = join(directory, `.${part}.${randomBytes(6).toString("hex")}.tmp`);
     try {
       const file = await writeStream(temporary, source);
@@ -118,6 +118,7 @@ export class Images {
       return file;
     } catch (error) {
       await Deno.remove(temporary).catch(ignoreMissing);
+      this.#requireOwn(name); // it may have been deleted meanwhile, with its folder
       throw error;
     }
   }
@@ -199,7 +200,7 @@ async function writeStream(
   using file = await Deno.open(path, { write: true, createNew: true, mode: 0o600 });
   const hash = createHash("sha256");
   let sizeBytes = 0;
-  for await (const chunk of source) {
+  for await (const chunk of explainBreaks(source)) {
     sizeBytes += chunk.length;
     if (sizeBytes > limits.bootFileBytes) {
       throw new ServiceError("tooLarge", `the file is larger than ${limits.bootFileBytes} bytes`);
@@ -210,4 +211,13 @@ async function writeStream(
   if (sizeBytes === 0) throw new ServiceError("outOfRange", "the file is empty");
   await file.sync();
   return { sizeBytes, sha256: hash.digest("hex") };
+}
+
+/** A source that fails is a client that went away. */
+async function* explainBreaks(source: ReadableStream<Uint8Array>): AsyncIterable<Uint8Array> {
+  try {
+    yield* source;
+  } catch (error) {
+    throw new ServiceError("bodyBroken", "the upload broke off", { cause: error });
+  }
 }

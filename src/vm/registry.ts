@@ -110,9 +110,14 @@ export class Registry {
     return counts;
   }
 
+  /** Makes no new machines from now on. */
+  beginClose(): void {
+    this.#isClosing = true;
+  }
+
   /** Stops all machines, one after the other, the newest first. */
   async close(): Promise<void> {
-    this.#isClosing = true;
+    this.beginClose();
     for (const machine of [...this.#machines.values()].reverse()) await machine.shutDown();
   }
 

@@ -59,6 +59,12 @@ export class Service implements AsyncDisposable {
     return this.#isStopping;
   }
 
+  /** From now on it is not ready, and makes no new machines. */
+  beginStop(): void {
+    this.#isStopping = true;
+    this.machines.beginClose();
+  }
+
   /** The machine that an export is of. */
   machineOfExport(name: string): Machine {
     return this.machines.get(this.exports.get(name).vm);
@@ -66,7 +72,7 @@ export class Service implements AsyncDisposable {
 
   /** Stops all machines in order, closes the store, gives the data folder back. */
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#isStopping = true;
+    this.beginStop();
     await this.#stack.disposeAsync();
   }
 }

@@ -88,7 +88,14 @@ export function addImageRoutes(router: Router, service: Service): void {
     params: ImageFileParams,
     rawBody: `The file, at most ${limits.bootFileBytes} bytes`,
     answers: [{ status: 204, description: "Stored" }],
-    problems: ["imageNotFound", "imageBuiltIn", "tooLarge", "outOfRange", "noSpace"],
+    problems: [
+      "imageNotFound",
+      "imageBuiltIn",
+      "bodyBroken",
+      "tooLarge",
+      "outOfRange",
+      "noSpace",
+    ],
   }, async ({ request, params }) => {
     checkAnnouncedLength(request, limits.bootFileBytes);
     const body = request.body ?? ReadableStream.from<Uint8Array<ArrayBuffer>>([]);

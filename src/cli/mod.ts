@@ -1,0 +1,36 @@
+/**
+ * The commands. A command is one file here that exports `registerX(program)`: it adds a commander
+ * command with its options, cheaply; what is heavy is imported by its action. Only the file of the
+ * command that was named is loaded at all.
+ *
+ * @module
+ */
+
+import type { Command } from "commander";
+
+/** A command before it is loaded. */
+export interface CommandEntry {
+  name: string;
+  /** One line of the list that `--help` shows. */
+  summary: string;
+  load: () => Promise<(program: Command) => void>;
+}
+
+/** All commands, in the order of `--help`. */
+export const COMMANDS: readonly CommandEntry[] = [
+  {
+    name: "serve",
+    summary: "start the service",
+    load: async () => (await import("./serve.ts")).registerServe,
+  },
+  {
+    name: "vm",
+    summary: "list, make, start, watch, fleece and delete machines of a running service",
+    load: async () => (await import("./vm.ts")).registerVm,
+  },
+  {
+    name: "image",
+    summary: "fetch, list and delete images that machines boot from",
+    load: async () => (await import("./image.ts")).registerImage,
+  },
+];

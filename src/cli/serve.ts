@@ -1,0 +1,73 @@
+/** `ovis serve`: the service. @module */
+
+import { type Command, InvalidArgumentError } from "commander";
+import { environmentName, type PartialSettings } from "../config.ts";
+
+/** Adds the command. */
+export function registerServe(program: Command): void {
+  const help = (key: string, text: string) => `${text} (${environmentName(key)})`;
+  program.command("serve")
+    .description(
+      "Start the service. Settings come from the command line, else from the environment (in " +
+        "brackets), else from the file of --config.",
+    )
+    .option("--host <address>", help("host", "where to listen, default 127.0.0.1"))
+    .option("--port <number>", help("port", "default 8080; 0: any free one"), parseNumber)
+    .option(
+      "--data <folder>",
+      help("data", "where to keep everything, default ~/.local/share/ovis"),
+    )
+    .option("--token <token>", help("token", "instead of the one kept in the data folder"))
+    .option("--no-auth", help("auth", "everybody may do everything; on loopback only"))
+    .option("--nbd-host <address>", help("nbdHost", "where NBD listens, default 127.0.0.1"))
+    .option("--public-url <url>", help("publicUrl", "how clients reach the service"))
+    .option("--allow-host <name>", help("allowHosts", "another host name to answer to"), collect)
+    .option("--allow-origin <origin>", help("allowOrigins", "a web origin that may call"), collect)
+    .option("--log-level <level>", help("logLevel", "debug, info, warning or error"))
+    .option("--config <file>", "settings as JSON, with the names of the environment in camelCase")
+    .action(async (options: ServeOptions) => {
+      const { serve } = await import("./serve_action.ts");
+      await serve(flagsOf(options), options.config ?? null);
+    });
+}
+
+interface ServeOptions {
+  host?: string;
+  port?: number;
+  data?: string;
+  token?: string;
+  auth: boolean;
+  nbdHost?: string;
+  publicUrl?: string;
+  allowHost?: string[];
+  allowOrigin?: string[];
+  logLevel?: string;
+  config?: string;
+}
+
+function flagsOf(options: ServeOptions): PartialSettings {
+  const { host, port, data, token, nbdHost, publicUrl, logLevel } = options;
+  return {
+    host,
+    port,
+    data,
+    token,
+    // commander's default is true: only the flag itself says anything.
+    auth: options.auth ? undefined : false,
+    nbdHost,
+    publicUrl,
+    allowHosts: options.allowHost,
+    allowOrigins: options.allowOrigin,
+    logLevel,
+  };
+}
+
+function parseNumber(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text)) throw new InvalidArgumentError("not a number");
+  return value;
+}
+
+function collect(value: string, previous: string[] = []): string[] {
+  return [...previous, value];
+}
