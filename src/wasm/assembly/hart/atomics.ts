@@ -31,7 +31,10 @@ const AMO_MINU: u32 = 24;
 export function loadReservedWord(rd: u32, rs1: u32): void {
   const address = atomicAddress(getX(rs1), 4, true);
   if (event === EVENT_EXCEPTION) return;
-  reserve(rd, address, <u64> <i64> atomic.load<i32>(address));
+  // Shifts and no cast: the compiler's optimizer folds a sign extension into the atomic load, which has
+  // no sign-extending form, and so loses it.
+  const value = <i64> (<u64> atomic.load<u32>(address) << 32) >> 32;
+  reserve(rd, address, <u64> value);
 }
 
 export function loadReservedDouble(rd: u32, rs1: u32): void {
