@@ -5,7 +5,10 @@
  */
 
 import { gunzipSync, zstdDecompressSync } from "node:zlib";
-import { XzReadableStream } from "xz-decompress";
+import * as xzModule from "xz-decompress";
+
+// A CommonJS package: its declarations name the export, which is a property of the default one.
+const { XzReadableStream } = (xzModule as unknown as { default: typeof xzModule }).default;
 
 /** What is known by its first bytes. */
 export type Compression = "gzip" | "zstd" | "xz";
