@@ -33,4 +33,9 @@ export const COMMANDS: readonly CommandEntry[] = [
     summary: "fetch, list and delete images that machines boot from",
     load: async () => (await import("./image.ts")).registerImage,
   },
+  {
+    name: "riscv-tests",
+    summary: "run the official riscv-tests found in a folder",
+    load: async () => (await import("./riscv_tests.ts")).registerRiscvTests,
+  },
 ];

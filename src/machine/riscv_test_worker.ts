@@ -1,0 +1,27 @@
+/**
+ * Runs riscv-tests, one a message, away from the main thread. It needs no permissions.
+ *
+ * @module
+ */
+
+import { type RiscvTestResult, runRiscvTest } from "./riscv_test.ts";
+
+/** To the worker: a test to run. */
+export interface RiscvTestRequest {
+  module: WebAssembly.Module;
+  bytes: Uint8Array<ArrayBuffer>;
+}
+
+/** From the worker: how it ended. */
+export type RiscvTestResponse = RiscvTestResult;
+
+/** What Deno's `deno.worker` library says of a worker's scope; this project's files see `deno.window`. */
+declare const self: {
+  onmessage: (event: MessageEvent<RiscvTestRequest>) => void;
+  postMessage(response: RiscvTestResponse): void;
+};
+
+self.onmessage = (event: MessageEvent<RiscvTestRequest>) => {
+  const response: RiscvTestResponse = runRiscvTest(event.data.module, event.data.bytes);
+  self.postMessage(response);
+};
