@@ -172,13 +172,9 @@ export type IoEvent =
 
 /**
  * The bytes of an NBD session between the control isolate (which holds the WebSocket) and the I/O
- * worker. Either side sends `data`; the receiver answers `credit` as it consumes, and a sender stops
- * at NBD_PORT_WINDOW_BYTES (limits.ts) unacknowledged. `end` closes; nothing follows it.
+ * worker: see the transport.
  */
-export type NbdPortMessage =
-  | { type: "data"; bytes: Uint8Array<ArrayBuffer> }
-  | { type: "credit"; byteCount: number }
-  | { type: "end"; reason: string };
+export type { NbdPortMessage } from "../nbd/transports/port.ts";
 
 /** To a hart worker. The first message is `init`. */
 export type HartRequest =

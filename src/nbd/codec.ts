@@ -202,3 +202,27 @@ export function concatBytes(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffe
   }
   return joined;
 }
+
+/** The name of an error number, for messages. */
+export function errnoName(errno: number): string {
+  switch (errno) {
+    case NBD_EPERM:
+      return "EPERM";
+    case NBD_EIO:
+      return "EIO";
+    case NBD_ENOMEM:
+      return "ENOMEM";
+    case NBD_EINVAL:
+      return "EINVAL";
+    case NBD_ENOSPC:
+      return "ENOSPC";
+    case NBD_EOVERFLOW:
+      return "EOVERFLOW";
+    case NBD_ENOTSUP:
+      return "ENOTSUP";
+    case NBD_ESHUTDOWN:
+      return "ESHUTDOWN";
+    default:
+      return `error ${errno}`;
+  }
+}

@@ -45,27 +45,3 @@ function errnoOf(code: BlockErrorCode, isFastZero: boolean): number {
       return NBD_EIO;
   }
 }
-
-/** The name of an error number, for messages. */
-export function errnoName(errno: number): string {
-  switch (errno) {
-    case NBD_EPERM:
-      return "EPERM";
-    case NBD_EIO:
-      return "EIO";
-    case 12:
-      return "ENOMEM";
-    case NBD_EINVAL:
-      return "EINVAL";
-    case NBD_ENOSPC:
-      return "ENOSPC";
-    case 75:
-      return "EOVERFLOW";
-    case NBD_ENOTSUP:
-      return "ENOTSUP";
-    case NBD_ESHUTDOWN:
-      return "ESHUTDOWN";
-    default:
-      return `error ${errno}`;
-  }
-}

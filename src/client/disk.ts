@@ -1,0 +1,205 @@
+/**
+ * A remote disk, read over NBD.
+ *
+ * @module
+ */
+
+import { NbdClient } from "../nbd/client.ts";
+import { NBD_CONTEXT_BASE_ALLOCATION, NBD_STATE_ZERO } from "../nbd/codec.ts";
+import { openWebSocket } from "./web_socket_stream.ts";
+
+/** How to get in, and what to open. */
+export interface ConnectOptions {
+  /** A single-use ticket for this export. */
+  ticket?: string;
+  /** The export's name; the one that the URL names unless told otherwise. */
+  exportName?: string;
+  /** Bytes asked for and not yet here, at most; 4 MiB unless told otherwise. */
+  outstandingBytesMax?: number;
+  /** Gives the connecting up. */
+  signal?: AbortSignal;
+}
+
+/** Every wait takes a signal. */
+export interface WaitOptions {
+  signal?: AbortSignal;
+}
+
+/** A run of the disk's map. */
+export interface DiskExtent {
+  offset: number;
+  length: number;
+  /** As the meta context defines them; in `base:allocation`, 1 is a hole and 2 reads as zeroes. */
+  flags: number;
+}
+
+/** How far a stream has come. */
+export interface StreamProgress {
+  /** Bytes that were handed on. */
+  doneBytes: number;
+  totalBytes: number;
+  /** Bytes of those that had to be read; the rest was known to be zeroes. */
+  readBytes: number;
+}
+
+export interface StreamOptions extends WaitOptions {
+  /** Where to start, 0 unless told otherwise. */
+  offset?: number;
+  /** How much, up to the end unless told otherwise. */
+  length?: number;
+  onProgress?: (progress: StreamProgress) => void;
+}
+
+/** A piece of the disk: its bytes, or null where it is known to be zeroes. */
+export interface DiskChunk {
+  offset: number;
+  length: number;
+  bytes: Uint8Array<ArrayBuffer> | null;
+}
+
+const MiB = 1024 * 1024;
+const OUTSTANDING_BYTES = 4 * MiB;
+/** One frame of the server's: the fastest size into browsers. */
+const REQUEST_BYTES = 256 * 1024;
+const REQUESTS_MAX = 32;
+const CHUNK_BYTES = MiB;
+/** The map is asked for so much of the disk at a time. */
+const MAP_BYTES = 1024 * MiB;
+const CONTEXTS = [NBD_CONTEXT_BASE_ALLOCATION, "x-ovis:access"];
+
+/** Connects to an export's WebSocket (`ws://HOST/v1/exports/NAME/nbd`). */
+export async function connect(url: string, options: ConnectOptions = {}): Promise<RemoteDisk> {
+  const { ticket, exportName = "", outstandingBytesMax = OUTSTANDING_BYTES, signal } = options;
+  const protocols = ["nbd"];
+  if (ticket !== undefined) protocols.push(`base64url.bearer.authorization.${ticket}`);
+  const stream = await openWebSocket(url, protocols, signal);
+  const client = await NbdClient.connect(stream, {
+    exportName,
+    contexts: CONTEXTS,
+    requestsMax: REQUESTS_MAX,
+    requestBytesMax: REQUEST_BYTES,
+    outstandingBytesMax,
+    ...(signal === undefined ? {} : { signal }),
+  });
+  return new RemoteDisk(client, outstandingBytesMax);
+}
+
+/** An open export. Reading only; errors are NbdErrors with the server's reason. */
+export class RemoteDisk {
+  readonly #client: NbdClient;
+  readonly #outstandingBytesMax: number;
+
+  constructor(client: NbdClient, outstandingBytesMax = OUTSTANDING_BYTES) {
+    this.#client = client;
+    this.#outstandingBytesMax = outstandingBytesMax;
+  }
+
+  get sizeBytes(): number {
+    return this.#client.sizeBytes;
+  }
+
+  /** Names of the maps that the server has of this disk, of those that this library knows. */
+  get contexts(): string[] {
+    return this.#client.contexts;
+  }
+
+  /** Reads `[offset, offset + length)`. */
+  read(
+    offset: number,
+    length: number,
+    options: WaitOptions = {},
+  ): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#client.read(offset, length, options);
+  }
+
+  /** The runs of `[offset, offset + length)` in one context, in order and without gaps. */
+  async *blockStatus(
+    offset: number,
+    length: number,
+    options: WaitOptions & { context?: string } = {},
+  ): AsyncGenerator<DiskExtent> {
+    const { context = NBD_CONTEXT_BASE_ALLOCATION, ...wait } = options;
+    const end = offset + length;
+    let at = offset;
+    while (at < end) {
+      const asked = Math.min(end - at, MAP_BYTES);
+      const runs = (await this.#client.blockStatus(at, asked, wait)).get(context);
+      if (runs === undefined) throw new Error(`this export has no map ${context}`);
+      for (const run of runs) {
+        const clipped = Math.min(run.length, end - at);
+        if (clipped > 0) yield { offset: at, length: clipped, flags: run.flags };
+        at += clipped;
+      }
+    }
+  }
+
+  /** The disk in order, in chunks of at most 1 MiB; zeroes that the map knows are not transferred. */
+  async *chunks(options: StreamOptions = {}): AsyncGenerator<DiskChunk> {
+    const { offset = 0, length = this.sizeBytes - offset, onProgress, signal } = options;
+    const wait = signal === undefined ? {} : { signal };
+    const ahead: { chunk: DiskChunk; bytes: Promise<Uint8Array<ArrayBuffer> | null> }[] = [];
+    const progress: StreamProgress = { doneBytes: 0, totalBytes: length, readBytes: 0 };
+    const pieces = this.#pieces(offset, length, wait);
+    let isAtEnd = false;
+    for (;;) {
+      while (!isAtEnd && ahead.length * CHUNK_BYTES < this.#outstandingBytesMax) {
+        const next = await pieces.next();
+        if (next.done === true) {
+          isAtEnd = true;
+          break;
+        }
+        const { isZero, ...range } = next.value;
+        const bytes = isZero
+          ? Promise.resolve(null)
+          : this.#client.read(range.offset, range.length, wait);
+        // Its turn comes later; until then nobody awaits it.
+        bytes.catch(() => {});
+        ahead.push({ chunk: { ...range, bytes: null }, bytes });
+      }
+      const first = ahead.shift();
+      if (first === undefined) return;
+      const { chunk } = first;
+      chunk.bytes = await first.bytes;
+      progress.doneBytes += chunk.length;
+      if (chunk.bytes !== null) progress.readBytes += chunk.length;
+      onProgress?.({ ...progress });
+      yield chunk;
+    }
+  }
+
+  /** The disk as a stream of bytes, zeroes included, read as it is consumed. */
+  stream(options: StreamOptions = {}): ReadableStream<Uint8Array<ArrayBuffer>> {
+    const chunks = this.chunks(options);
+    return new ReadableStream({
+      async pull(controller) {
+        const { done, value } = await chunks.next();
+        if (done === true) controller.close();
+        else controller.enqueue(value.bytes ?? new Uint8Array(value.length));
+      },
+      async cancel() {
+        await chunks.return(undefined);
+      },
+    }, { highWaterMark: 0 });
+  }
+
+  /** Waits for what is under way and closes the connection. */
+  close(): Promise<void> {
+    return this.#client.close();
+  }
+
+  async *#pieces(
+    offset: number,
+    length: number,
+    wait: WaitOptions,
+  ): AsyncGenerator<{ offset: number; length: number; isZero: boolean }> {
+    const hasMap = this.contexts.includes(NBD_CONTEXT_BASE_ALLOCATION);
+    const runs = hasMap ? this.blockStatus(offset, length, wait) : [{ offset, length, flags: 0 }];
+    for await (const run of runs) {
+      const isZero = (run.flags & NBD_STATE_ZERO) !== 0;
+      for (let done = 0; done < run.length; done += CHUNK_BYTES) {
+        const piece = Math.min(CHUNK_BYTES, run.length - done);
+        yield { offset: run.offset + done, length: piece, isZero };
+      }
+    }
+  }
+}
