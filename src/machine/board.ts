@@ -110,7 +110,7 @@ function describeCpus(hartCount: number): DeviceTreeNode {
           "riscv,isa": isaString(),
           "riscv,isa-base": "rv64i",
           "riscv,isa-extensions": ISA_EXTENSIONS,
-          "mmu-type": "riscv,sv39",
+          "mmu-type": "riscv,sv48",
         },
         children: [{
           name: "interrupt-controller",

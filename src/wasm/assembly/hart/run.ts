@@ -73,7 +73,9 @@ export function reset(pc: u64): void {
     // Everything is the kernel's; there is no M mode to take anything.
     s.setCsr(s.MEDELEG, 0xb1ff);
     s.setCsr(s.MIDELEG, s.MIP_SSIP | s.MIP_STIP | s.MIP_SEIP);
+    // A firmware opens the counters to every mode; Linux's vDSO relies on it.
     s.setCsr(s.MCOUNTEREN, 7);
+    s.setCsr(s.SCOUNTEREN, 7);
     s.setCsr(s.MENVCFG, s.MENVCFG_ADUE | s.MENVCFG_STCE);
   }
   resetHartState();
