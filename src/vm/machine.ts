@@ -172,7 +172,10 @@ export class Machine {
         throw new ServiceError("badReference", `machine ${this.#record.name} has no disks`);
       }
       const name = order.name ?? this.fleecings.freeName();
-      const status = await this.fleecings.start(driver, { ...order, disks, name });
+      const status = await this.fleecings.start(driver, { ...order, disks, name })
+        .catch((error: unknown) => {
+          throw explainDriver(this.#record.name, error);
+        });
       this.#log.info("fleecing {fleecing} started", { fleecing: name });
       return status;
     });
@@ -184,7 +187,7 @@ export class Machine {
       this.fleecings.get(name);
       await this.fleecings.stop(this.#requireDriver("end a fleecing"), name)
         .catch((error: unknown) => {
-          throw toServiceError(error);
+          throw explainDriver(this.#record.name, error);
         });
       this.#log.info("fleecing {fleecing} ended", { fleecing: name });
     });
@@ -196,7 +199,7 @@ export class Machine {
     try {
       return await this.fleecings.status(this.#requireDriver("report on a fleecing"), name);
     } catch (error) {
-      throw toServiceError(error);
+      throw explainDriver(this.#record.name, error);
     }
   }
 
@@ -214,7 +217,7 @@ export class Machine {
     try {
       return await this.#requireDriver("be read").call(method, params, transfer);
     } catch (error) {
-      throw toServiceError(error);
+      throw explainDriver(this.#record.name, error);
     }
   }
 
@@ -237,7 +240,7 @@ export class Machine {
         } else await delay(CONSOLE_POLL_MS);
       }
     }).catch((error: unknown) => {
-      throw toServiceError(error);
+      throw explainDriver(this.#record.name, error);
     });
   }
 
@@ -418,19 +421,20 @@ export class Machine {
   }
 }
 
-/** A machine that does not start: bad boot files are the client's, the rest is ours. */
-function explainBoot(name: string, error: unknown): unknown {
+/** What a driver's error means to clients: without an errno a worker failed, which is ours to mend. */
+function explainDriver(name: string, error: unknown): ServiceError {
   const mapped = toServiceError(error);
-  if (!(mapped instanceof ServiceError)) {
-    const message = error instanceof Error ? error.message : String(error);
-    return new ServiceError("machineFailed", `machine ${name} failed: ${message}`, {
-      cause: error,
-    });
-  }
-  const isBootFault = ["outOfRange", "exportNotFound", "notSupported"].includes(mapped.code);
-  return isBootFault
-    ? new ServiceError("bootFailed", `machine ${name} can't boot: ${mapped.message}`, {
+  if (mapped instanceof ServiceError) return mapped;
+  const message = error instanceof Error ? error.message : String(error);
+  return new ServiceError("machineFailed", `machine ${name} failed: ${message}`, { cause: error });
+}
+
+/** A machine that does not start: bad boot files are the client's doing. */
+function explainBoot(name: string, error: unknown): ServiceError {
+  const explained = explainDriver(name, error);
+  return ["outOfRange", "exportNotFound", "notSupported"].includes(explained.code)
+    ? new ServiceError("bootFailed", `machine ${name} can't boot: ${explained.message}`, {
       cause: error,
     })
-    : mapped;
+    : explained;
 }

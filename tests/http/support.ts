@@ -204,7 +204,7 @@ export async function openTestApp(
     log,
     version: "0.0.0",
     publicUrl: null,
-    relayWebSocket: (_socket, port) => port.close(),
+    relayWebSocket: (_socket, port) => Promise.resolve(port.close()),
   });
   const fetch = (path: string, init?: RequestInit) => app.handle(new Request(BASE + path, init));
   return {

@@ -29,7 +29,7 @@ const NBD_STATE_ZERO = 2;
 const ACCESS_FORBIDDEN = 1;
 
 /** Carries an NBD session between a WebSocket and the worker behind a port. */
-export type RelayWebSocket = (socket: WebSocket, port: MessagePort) => void;
+export type RelayWebSocket = (socket: WebSocket, port: MessagePort) => Promise<unknown>;
 
 /** What the routes need. */
 export interface ExportRouteOptions {
@@ -229,7 +229,7 @@ function addNbdRoutes(router: Router, service: Service, options: ExportRouteOpti
     try {
       await machine.call("nbdOpen", { exportName: params.export, port: port2 }, [port2]);
       const { socket, response } = sockets.upgrade(request, { protocol: "nbd" });
-      relayWebSocket(socket, port1);
+      void relayWebSocket(socket, port1);
       return response;
     } catch (error) {
       port1.close();

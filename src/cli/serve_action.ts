@@ -1,0 +1,46 @@
+/** What `ovis serve` does. @module */
+
+import { type PartialSettings, resolveSettings } from "../config.ts";
+import { setUpLogging } from "./logging.ts";
+import { printLine } from "./output.ts";
+import { startService } from "./run_service.ts";
+
+/** Exit status after a second signal, as shells report an interrupted program. */
+const INTERRUPTED = 130;
+
+/** Starts the service and stops it in order at SIGTERM or SIGINT; a second signal ends it at once. */
+export async function serve(flags: PartialSettings, configPath: string | null): Promise<void> {
+  const settings = resolveSettings({
+    flags,
+    environment: (name) => Deno.env.get(name),
+    file: configPath === null ? {} : JSON.parse(await Deno.readTextFile(configPath)),
+  });
+  const log = await setUpLogging(settings.logLevel);
+  const stopped = waitForSignal();
+  const running = await startService(settings, log);
+  if (running.isTokenNew) {
+    printLine(`token: ${running.token}`);
+    printLine(`(shown this once; it stands in ${running.service.folder.path}/token)`);
+  }
+  printLine(`Ovis listens on ${running.url}`);
+  const signal = await stopped;
+  log.info("{signal}: stopping; a second signal ends at once", { signal });
+  for (const name of ["SIGTERM", "SIGINT"] as const) {
+    Deno.addSignalListener(name, () => Deno.exit(INTERRUPTED));
+  }
+  await running.stop();
+  log.info("stopped");
+  Deno.exit(0);
+}
+
+function waitForSignal(): Promise<string> {
+  return new Promise((resolve) => {
+    for (const name of ["SIGTERM", "SIGINT"] as const) {
+      const listener = () => {
+        Deno.removeSignalListener(name, listener);
+        resolve(name);
+      };
+      Deno.addSignalListener(name, listener);
+    }
+  });
+}
