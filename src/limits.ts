@@ -21,8 +21,12 @@ export const limits = {
   bootFileBytes: 1 * GiB,
   /** A machine that has not parked its harts by then is marked failed. */
   parkDeadlineMs: 5_000,
+  /** Flushing and closing the disks of a machine may take so long. */
+  closeDeadlineMs: 30_000,
   consoleLogBytes: 1 * MiB,
   consoleInputBytes: 64 * KiB,
+  /** Output on its way from an I/O worker, beyond which it stays in the machine's ring. */
+  consoleWindowBytes: 256 * KiB,
 
   // virtio
   queueSize: 256,

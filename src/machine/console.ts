@@ -67,9 +67,14 @@ export class ConsolePump {
     this.pump();
   }
 
-  /** Sends what the ring still holds, then nothing more. */
+  /** Sends what the ring still holds, whether there is room for it or not: the guest writes no more. */
+  flush(): void {
+    this.#pumpOutput(Infinity);
+  }
+
+  /** The same, and nothing is sent afterwards. */
   close(): void {
-    this.#pumpOutput();
+    this.flush();
     this.#isClosed = true;
   }
 
@@ -80,7 +85,7 @@ export class ConsolePump {
   }
 
   #collect(): void {
-    if (!this.#pumpOutput()) return;
+    if (!this.#pumpOutput(limits.consoleWindowBytes - this.#unacknowledged)) return;
     this.#isCollecting = true;
     this.#defer(() => {
       this.#isCollecting = false;
@@ -88,16 +93,15 @@ export class ConsolePump {
     });
   }
 
-  /** True if there was something to send. */
-  #pumpOutput(): boolean {
+  /** Sends at most `room` bytes. True if there was something to send. */
+  #pumpOutput(room: number): boolean {
     if (this.#isClosed) return false;
     const { layout, bytes } = this.#memory;
     const size = layout.CONSOLE_RING_BYTES;
     const tail = this.#memory.loadWord(layout.CONSOLE_OUT_TAIL_WORD);
     const filled = (this.#memory.loadWord(layout.CONSOLE_OUT_HEAD_WORD) - tail) >>> 0;
-    const room = Math.max(0, limits.consoleWindowBytes - this.#unacknowledged);
     const count = Math.min(filled, size, room);
-    if (count === 0) return false;
+    if (count <= 0) return false;
     const output = new Uint8Array(count);
     const start = tail & (size - 1);
     const first = Math.min(count, size - start);

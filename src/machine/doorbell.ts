@@ -45,12 +45,17 @@ export class DoorbellLoop {
     });
   }
 
-  /** Ends the loop after the round under way. */
-  async stop(): Promise<void> {
-    this.#isStopped = true;
+  /** Makes the loop look again, and declare its sleep again, after somebody else wrote its words. */
+  wake(): void {
     const { words, layout } = this.#memory;
     Atomics.add(words, layout.IO_WAKE_WORD >>> 2, 1);
     Atomics.notify(words, layout.IO_WAKE_WORD >>> 2);
+  }
+
+  /** Ends the loop after the round under way. */
+  async stop(): Promise<void> {
+    this.#isStopped = true;
+    this.wake();
     // A wait on memory alone does not keep the event loop alive.
     while (!this.#hasEnded) await nextTurn();
     await this.done;

@@ -1,0 +1,389 @@
+/**
+ * The control side's hold on one machine: its shared memory, its I/O worker and its hart workers.
+ *
+ *   open --start--> running --pause--> parked --resume--> running
+ *                      |  ^                |
+ *                      |  +---- reset -----+
+ *                      +--(guest exits: the harts park themselves, the caller resets or closes)
+ *   any --close--> closed
+ *   any --(a worker died, a hart did not park in time)--> failed: only `close` is left
+ *
+ * A worker that is busy can't be ended from outside on this runtime, so harts are asked: STOP_WORD, and
+ * a bump of each word that they may wait on. Only workers that answered are terminated.
+ *
+ * The machine's state driver calls `start` to `close` one at a time; two at once are put in a row.
+ *
+ * @module
+ */
+
+import { BlockError } from "../block/errors.ts";
+import { limits } from "../limits.ts";
+import type {
+  HartEvent,
+  HartRequest,
+  IoEvent,
+  IoMethod,
+  IoMethods,
+  IoNotice,
+  IoRequest,
+  IoResponse,
+  MachineConfig,
+  NbdAddresses,
+  WorkerInit,
+} from "../machine/messages.ts";
+import { createMachineMemory, type HartLayout, readHartLayout } from "../wasm/hart.ts";
+import type { DriverEvents, MachineDriver } from "./driver.ts";
+
+/** The modules that every machine shares. */
+export type MachineModules = WorkerInit["modules"];
+
+/** What can't be done any more once a machine has failed. */
+export class MachineFailure extends Error {
+  override readonly name = "MachineFailure";
+}
+
+/** A hart's worker. */
+interface HartWorker {
+  worker: Worker;
+  isRunning: boolean;
+  /** Called when it is ready or parked. */
+  onIdle: (() => void) | null;
+}
+
+/** A call that was not answered yet. */
+interface PendingCall {
+  resolve: (result: never) => void;
+  reject: (error: unknown) => void;
+}
+
+/** A machine with open disks and listeners. */
+export class MachineHandle implements MachineDriver {
+  readonly #config: MachineConfig;
+  readonly #events: DriverEvents;
+  readonly #layout: HartLayout;
+  readonly #memory: WebAssembly.Memory;
+  readonly #words: Int32Array;
+  readonly #io: Worker;
+  readonly #harts: HartWorker[] = [];
+  readonly #calls = new Map<number, PendingCall>();
+  #nextCallId = 1;
+  #nbd: NbdAddresses;
+  #failure: MachineFailure | null = null;
+  #isIoAlive = true;
+  #closing: Promise<void> | null = null;
+  /** The end of the last of `start`, `pause`, `resume`, `reset`. */
+  #transition: Promise<unknown> = Promise.resolve();
+
+  private constructor(config: MachineConfig, modules: MachineModules, events: DriverEvents) {
+    this.#config = config;
+    this.#events = events;
+    this.#layout = readHartLayout(modules.hart);
+    this.#memory = createMachineMemory(this.#layout, config.memoryBytes);
+    this.#words = new Int32Array(this.#memory.buffer);
+    this.#nbd = config.nbd;
+    Atomics.store(this.#words, this.#layout.STOP_WORD >>> 2, 1);
+    this.#io = this.#startIoWorker();
+  }
+
+  /** Opens disks and listeners, starts the workers; the harts are parked. Throws a BlockError. */
+  static async open(
+    config: MachineConfig,
+    modules: MachineModules,
+    events: DriverEvents,
+  ): Promise<MachineHandle> {
+    const machine = new MachineHandle(config, modules, events);
+    const init = { modules, memory: machine.#memory };
+    try {
+      const [nbd] = await Promise.all([
+        machine.call("open", { config, ...init }),
+        ...Array.from({ length: config.hartCount }, (_, id) => machine.#startHart(id, init)),
+      ]);
+      machine.#nbd = nbd;
+      return machine;
+    } catch (error) {
+      await machine.close();
+      throw error;
+    }
+  }
+
+  /** Where the NBD server listens. */
+  get nbd(): NbdAddresses {
+    return this.#nbd;
+  }
+
+  /** Loads the boot files and lets the harts run. */
+  start(): Promise<void> {
+    return this.#inTurn(() => this.#loadAndRun());
+  }
+
+  /** Parks the harts; resolves when all are parked. */
+  pause(): Promise<void> {
+    return this.#inTurn(() => this.#park());
+  }
+
+  /** Lets parked harts run on. */
+  resume(): Promise<void> {
+    return this.#inTurn(() => Promise.resolve(this.#run()));
+  }
+
+  /** Parks the harts, loads the boot files again, and lets the harts run. */
+  reset(): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#park();
+      await this.#loadAndRun();
+    });
+  }
+
+  /** Gives bytes to the console's input; resolves with how many there was room for. */
+  async consoleInput(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
+    return (await this.call("consoleInput", { bytes })).accepted;
+  }
+
+  /** A call to the I/O worker. Rejects with a BlockError. */
+  call<M extends IoMethod>(
+    method: M,
+    params: IoMethods[M]["params"],
+    transfer: Transferable[] = [],
+  ): Promise<IoMethods[M]["result"]> {
+    if (this.#closing !== null && method !== "close") {
+      return Promise.reject(new BlockError("ESHUTDOWN", "the machine is closed"));
+    }
+    if (this.#failure !== null && method !== "close") return Promise.reject(this.#failure);
+    const id = this.#nextCallId++;
+    return new Promise((resolve, reject) => {
+      this.#calls.set(id, { resolve, reject });
+      const request = { id, method, params } as IoRequest;
+      this.#io.postMessage(request, transfer);
+    });
+  }
+
+  /** Parks the harts, takes everything down, ends the workers. Never throws; may be repeated. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    await this.#transition;
+    await this.#park().catch(() => {});
+    if (this.#isIoAlive) await this.#closeIo();
+    for (const { worker } of this.#harts) worker.terminate();
+    this.#io.terminate();
+    this.#rejectCalls(new BlockError("ESHUTDOWN", "the machine is closed"));
+  }
+
+  async #closeIo(): Promise<void> {
+    try {
+      await within(
+        limits.closeDeadlineMs,
+        this.call("close", {}),
+        () => new MachineFailure("the disks could not be closed in time"),
+      );
+    } catch (error) {
+      if (this.#failure === null) this.#events.onFailed(messageOf(error));
+    }
+  }
+
+  /** One after the other, also after a failure. */
+  #inTurn(action: () => Promise<void>): Promise<void> {
+    const result = this.#transition.then(() => {
+      if (this.#failure !== null) throw this.#failure;
+      if (this.#closing !== null) throw new BlockError("ESHUTDOWN", "the machine is closed");
+      return action();
+    });
+    this.#transition = result.catch(() => {});
+    return result;
+  }
+
+  async #loadAndRun(): Promise<void> {
+    await this.call("load", {});
+    this.#run();
+  }
+
+  #run(): void {
+    Atomics.store(this.#words, this.#layout.STOP_WORD >>> 2, 0);
+    for (const hart of this.#harts) {
+      if (hart.isRunning) continue;
+      hart.isRunning = true;
+      postTo(hart.worker, { type: "run" });
+    }
+  }
+
+  /** Throws, and marks the machine failed, where a hart does not park in time. */
+  async #park(): Promise<void> {
+    const words = this.#words;
+    Atomics.store(words, this.#layout.STOP_WORD >>> 2, 1);
+    for (let id = 0; id < this.#harts.length; id++) {
+      const wake = (this.#layout.HART_BASE + id * this.#layout.HART_STRIDE +
+        this.#layout.HART_WAKE_WORD) >>> 2;
+      Atomics.add(words, wake, 1);
+      Atomics.notify(words, wake);
+    }
+    const parked = this.#harts.map((hart) => this.#idle(hart));
+    try {
+      await within(limits.parkDeadlineMs, Promise.all(parked), () => {
+        const late = this.#harts.flatMap(({ isRunning }, id) => isRunning ? [id] : []);
+        return new MachineFailure(`hart ${late.join(", ")} did not stop in time`);
+      });
+    } catch (error) {
+      this.#fail(messageOf(error));
+      throw error;
+    }
+  }
+
+  #idle(hart: HartWorker): Promise<void> {
+    if (!hart.isRunning) return Promise.resolve();
+    return new Promise((resolve) => hart.onIdle = resolve);
+  }
+
+  #startIoWorker(): Worker {
+    const worker = new Worker(new URL("../machine/io_worker.ts", import.meta.url), {
+      type: "module",
+      name: `io ${this.#config.name}`,
+      deno: { permissions: ioPermissions(this.#config) },
+    });
+    worker.onmessage = ({ data }: MessageEvent<IoResponse | IoEvent>) => this.#onIoMessage(data);
+    worker.onerror = (event) => {
+      event.preventDefault();
+      this.#isIoAlive = false;
+      this.#fail(`the I/O worker died: ${event.message}`);
+    };
+    return worker;
+  }
+
+  /** Resolves when the hart is ready. */
+  #startHart(hartId: number, init: WorkerInit): Promise<void> {
+    const worker = new Worker(new URL("../machine/hart_worker.ts", import.meta.url), {
+      type: "module",
+      name: `hart ${hartId} ${this.#config.name}`,
+      deno: { permissions: "none" },
+    });
+    const hart: HartWorker = { worker, isRunning: true, onIdle: null };
+    this.#harts.push(hart);
+    worker.onmessage = ({ data }: MessageEvent<HartEvent>) => {
+      this.#onIdle(hart);
+      if (data.type === "failed") this.#fail(`hart ${hartId} failed: ${data.message}`);
+    };
+    worker.onerror = (event) => {
+      event.preventDefault();
+      this.#onIdle(hart);
+      this.#fail(`the worker of hart ${hartId} died: ${event.message}`);
+    };
+    postTo(worker, { type: "init", hartId, ...init });
+    return this.#idle(hart);
+  }
+
+  #onIdle(hart: HartWorker): void {
+    hart.isRunning = false;
+    hart.onIdle?.();
+    hart.onIdle = null;
+  }
+
+  #onIoMessage(message: IoResponse | IoEvent): void {
+    switch (message.type) {
+      case "response":
+        return this.#onResponse(message);
+      case "console": {
+        this.#events.onConsole(message.bytes);
+        const notice: IoNotice = { type: "consoleTaken", byteCount: message.bytes.length };
+        return this.#io.postMessage(notice);
+      }
+      case "exit":
+        return this.#events.onExit(message.reason, message.code);
+      case "fleecingBroken":
+        return this.#events.onFleecingBroken(
+          message.fleecing,
+          message.disk,
+          message.error.message,
+        );
+    }
+  }
+
+  #onResponse(response: IoResponse): void {
+    const call = this.#calls.get(response.id);
+    if (call === undefined) return;
+    this.#calls.delete(response.id);
+    if ("error" in response) {
+      const { code, message, range } = response.error;
+      call.reject(new BlockError(code, message, range === undefined ? {} : { range }));
+    } else call.resolve(response.result as never);
+  }
+
+  #fail(message: string): void {
+    if (this.#failure !== null) return;
+    this.#failure = new MachineFailure(message);
+    this.#rejectCalls(this.#failure);
+    if (this.#closing === null) this.#events.onFailed(message);
+  }
+
+  #rejectCalls(error: unknown): void {
+    for (const { reject } of this.#calls.values()) reject(error);
+    this.#calls.clear();
+  }
+}
+
+/** What an I/O worker may do: its machine's files and listeners. */
+function ioPermissions(config: MachineConfig): Deno.PermissionOptionsObject {
+  const { boot, disks, scratchDirectory, nbd } = config;
+  const written = [
+    ...disks.flatMap(({ path, isReadOnly }) => isReadOnly ? [] : [path]),
+    scratchDirectory,
+    nbd.socketPath,
+  ];
+  const read = [
+    ...written,
+    ...disks.map(({ path }) => path),
+    ...[boot.kernel, boot.initrd, boot.firmware].filter((path) => path !== null),
+  ];
+  return {
+    read: withRealPaths(read),
+    write: withRealPaths(written),
+    net: [`${hostForPermission(nbd.host)}:${nbd.port}`, `unix:${nbd.socketPath}`],
+    // Holes, discards and locks of files need the C library; without the permission they are done without.
+    ffi: "inherit",
+    env: false,
+    sys: false,
+    run: false,
+    import: false,
+  };
+}
+
+/** Permissions are compared with paths as they were resolved: symbolic links count as where they lead. */
+function withRealPaths(paths: string[]): string[] {
+  return [...new Set(paths.flatMap((path) => [path, realPath(path)]))];
+}
+
+function realPath(path: string): string {
+  try {
+    return Deno.realPathSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return path;
+    throw error;
+  }
+}
+
+/** IPv6 addresses stand in brackets. */
+function hostForPermission(host: string): string {
+  return host.includes(":") ? `[${host}]` : host;
+}
+
+function postTo(worker: Worker, request: HartRequest): void {
+  worker.postMessage(request);
+}
+
+/** `work`, unless it takes longer: then the error. */
+async function within<T>(ms: number, work: Promise<T>, error: () => Error): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const deadline = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(error()), ms);
+  });
+  try {
+    return await Promise.race([work, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
