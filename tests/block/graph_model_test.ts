@@ -12,7 +12,7 @@ import { BlockGraph } from "../../src/block/graph.ts";
 import { BlockNode } from "../../src/block/node.ts";
 import { RecordingNode } from "./support.ts";
 
-const RUN_COUNT = 300;
+const RUN_COUNT = 200;
 const NAMES = ["read", "write", "unchanged", "resize"] as const;
 type Name = typeof NAMES[number];
 const ROLES = ["filtered", "image", "data", "cow", "snapshot"] as const;
@@ -330,11 +330,14 @@ function moveModelEdge(model: Model, edge: BlockEdge, child: string): void {
 
 Deno.test("BlockGraph does what the permission rules allow, and a refused change changes nothing", async () => {
   await fc.assert(
-    fc.asyncProperty(fc.array(operation, { minLength: 10, maxLength: 60 }), async (operations) => {
-      const run = new Run();
-      for (const operation of operations) await run.step(operation);
-      await run.end();
-    }),
+    fc.asyncProperty(
+      fc.array(operation, { minLength: 40, maxLength: 120, size: "max" }),
+      async (operations) => {
+        const run = new Run();
+        for (const operation of operations) await run.step(operation);
+        await run.end();
+      },
+    ),
     { numRuns: RUN_COUNT },
   );
 });

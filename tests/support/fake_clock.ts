@@ -4,6 +4,7 @@
  * @module
  */
 
+import { setImmediate } from "node:timers";
 import type { Clock } from "../../src/block/clock.ts";
 
 /** Time is what `advance` made it. */
@@ -49,5 +50,5 @@ export class FakeClock implements Clock {
 
 /** Lets every promise that can settle do so. */
 export function settleAll(): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, 0));
+  return new Promise((resolve) => setImmediate(resolve));
 }
