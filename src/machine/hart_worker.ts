@@ -9,6 +9,8 @@
  * @module
  */
 
+/// <reference lib="deno.worker" />
+
 import {
   type HartExports,
   instantiateHart,
