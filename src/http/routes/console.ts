@@ -30,10 +30,10 @@ export function addConsoleRoutes(
     query: LogQuery,
     answers: [{ status: 200, description: "The log", body: "text/plain" }],
     problems: ["vmNotFound"],
-  }, ({ request, params, query }) => {
+  }, ({ params, query }) => {
     const machine = service.machines.get(params.vm);
     const body = query.follow
-      ? followLog(machine, AbortSignal.any([options.stopping, request.signal]))
+      ? followLog(machine, options.stopping)
       : machine.console.read(0).bytes;
     return new Response(body, { headers: { "content-type": TEXT } });
   });
