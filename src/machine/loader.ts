@@ -17,6 +17,7 @@
 import { instantiateHart } from "../wasm/hart.ts";
 import { describeBoard } from "./board.ts";
 import { BootError } from "./boot_error.ts";
+import { clearMemory } from "./clear_memory.ts";
 import { writeDeviceTree } from "./device_tree.ts";
 import type { GuestMemory } from "./guest_memory.ts";
 import { createHostTicks, TICKS_EPOCH_MS, TICKS_PER_MS } from "./host_ticks.ts";
@@ -75,7 +76,7 @@ export async function loadMachine(memory: GuestMemory, options: LoadOptions): Pr
   const placement = await place(memory, options);
   const { firmware, kernel, initrd, deviceTreeGpa } = placement;
   const entryPc = (firmware ?? kernel)?.entry ?? 0;
-  resetDevices(memory, options);
+  await resetDevices(memory, options);
   for (const image of [firmware, kernel]) {
     for (const part of image?.parts ?? []) copyToRam(memory, part.gpa, part.bytes);
   }
@@ -157,11 +158,13 @@ function placeInitrd(
 }
 
 /** Everything but the wish to stop goes back to what it was before the first start. */
-function resetDevices(memory: GuestMemory, options: LoadOptions): void {
+async function resetDevices(memory: GuestMemory, options: LoadOptions): Promise<void> {
   const { layout, bytes, view } = memory;
   const stop = memory.loadWord(layout.STOP_WORD);
-  // A machine that was never loaded has no RAM in use: leave it so.
-  if (memory.loadWord(layout.HART_COUNT) !== 0) bytes.fill(0, layout.RAM_BASE);
+  // A machine that was never loaded has no RAM in use: there is nothing to look for.
+  if (memory.loadWord(layout.HART_COUNT) !== 0) {
+    await clearMemory(memory, layout.RAM_BASE, bytes.length);
+  }
   bytes.fill(0, layout.CONTROL_BASE, layout.STATIC_BASE);
   memory.storeWord(layout.STOP_WORD, stop);
   memory.storeWord(layout.HART_COUNT, options.hartCount);

@@ -98,6 +98,7 @@ export class MachineHandle implements MachineDriver {
         machine.call("open", { config, ...init }),
         ...Array.from({ length: config.hartCount }, (_, id) => machine.#startHart(id, init)),
       ]);
+      if (machine.#failure !== null) throw machine.#failure;
       machine.#nbd = nbd;
       return machine;
     } catch (error) {
