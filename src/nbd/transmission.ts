@@ -372,7 +372,7 @@ export class Transmission {
       this.#replies.data(chunk, request, { offset, length, isLast: this.#job === null });
     } catch (error) {
       this.#job = null;
-      this.#replies.error(request, failureOf(error), offset);
+      this.#replies.error(request, failureOf(error), job.done === 0 ? undefined : offset);
     }
   }
 
@@ -424,7 +424,7 @@ export class Transmission {
       this.#replies.dataFrame(frame, request, { offset, length, isLast });
       if (!isLast) this.#readApart(request, end);
     } catch (error) {
-      this.#replies.error(request, failureOf(error), offset);
+      this.#replies.error(request, failureOf(error), done === 0 ? undefined : offset);
     }
     this.#leave(frame.length);
   }
