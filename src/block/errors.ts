@@ -40,8 +40,8 @@ export class BlockError extends Error {
 /** The block error for anything that was thrown: itself, a mapped system error, else EIO. */
 export function toBlockError(error: unknown): BlockError {
   if (error instanceof BlockError) return error;
-  const code = (error as { code?: unknown } | null)?.code;
   const message = error instanceof Error ? error.message : String(error);
+  const code: unknown = (error as { code?: unknown } | null)?.code ?? systemCode(message);
   switch (code) {
     case "EACCES":
     case "EBUSY":
@@ -60,4 +60,11 @@ export function toBlockError(error: unknown): BlockError {
     default:
       return new BlockError("EIO", message, { cause: error });
   }
+}
+
+/** Linux error numbers for which the runtime gives no code, only the number in the message. */
+const SYSTEM_CODES: Record<string, string> = { "27": "EFBIG", "95": "EOPNOTSUPP", "122": "EDQUOT" };
+
+function systemCode(message: string): string | undefined {
+  return SYSTEM_CODES[/\(os error (\d+)\)$/.exec(message)?.[1] ?? ""];
 }
