@@ -1,5 +1,5 @@
 /**
- * An export's bytes as a stream: read in pieces of 1 MiB, one ahead of the reader, no faster than the
+ * An export's bytes as a stream: read in pieces, one ahead of the reader, no faster than the
  * reader takes them. A read that fails breaks the transfer off, so that nobody takes a part for all.
  *
  * @module
@@ -16,6 +16,8 @@ export interface ExportRange {
   length: number;
 }
 
+/** Small enough to be collected early, large enough to hide the way to the worker and back. */
+const PIECE_BYTES = limits.exportReadBytes / 4;
 /** Flag of the `access` context: a reader may not read this. */
 const ACCESS_FORBIDDEN = 1;
 
@@ -55,7 +57,7 @@ export function streamContent(
   let ahead: Promise<ArrayBuffer> | null = null;
   const readNext = (): Promise<ArrayBuffer> | null => {
     if (offset >= end) return null;
-    const length = Math.min(limits.exportReadBytes, end - offset);
+    const length = Math.min(PIECE_BYTES, end - offset);
     const read = machine.call("exportRead", { exportName: range.exportName, offset, length })
       .then(({ bytes }) => bytes);
     // Whoever awaits it gets the error; nobody does if the reader goes away first.
