@@ -17,7 +17,7 @@ interface Boot {
 async function withMachine(
   boot: Boot,
   action: (console: ServiceConsole, service: Service) => Promise<void>,
-  cpus = 1,
+  harts = 1,
 ): Promise<void> {
   const folder = await Deno.makeTempDir();
   try {
@@ -30,7 +30,7 @@ async function withMachine(
       name: "vm",
       image: "image",
       memoryBytes: 512 * MiB,
-      cpus,
+      harts,
       disks: [{ name: "disk0", sizeBytes: 16 * MiB }],
     });
     await using console = new ServiceConsole(service, "vm");

@@ -10,6 +10,7 @@ const TOKEN = "test-token-0123456789abcdef";
 /** A fleecing's answer, as far as tests read it. */
 export interface FleecingAnswer {
   name: string;
+  state: "active" | "broken";
   exports: {
     name: string;
     disk: string;
@@ -18,6 +19,9 @@ export interface FleecingAnswer {
     nbdUnix: string;
     websocket: string;
     content: string;
+    copiedBytes: number;
+    clustersDone: number;
+    refusedReads: number;
   }[];
 }
 
