@@ -29,6 +29,11 @@ export class FakeClock implements Clock {
     return this.#timers.length;
   }
 
+  /** Moves on within the call. Timers that become due fire with the next `advance`. */
+  jump(ms: number): void {
+    this.#nowMs += ms;
+  }
+
   /** Moves on, firing due timers in their order, each at its moment; promises settle in between. */
   async advance(ms: number): Promise<void> {
     const endMs = this.#nowMs + ms;

@@ -14,6 +14,7 @@
  */
 
 import fs from "node:fs";
+import { type Clock, systemClock } from "../clock.ts";
 import { BlockError, toBlockError } from "../errors.ts";
 import type { IoVector } from "../io_vector.ts";
 import { BlockNode, type DiscardMode } from "../node.ts";
@@ -39,6 +40,7 @@ const SYNCHRONOUS_FLUSH_MS = 2;
 export interface FileNodeOptions extends DiskFileOptions {
   nodeName: string;
   discard?: DiscardMode;
+  clock?: Clock;
 }
 
 /** What a FileNode holds of the system. */
@@ -56,6 +58,7 @@ export class FileNode extends BlockNode {
   readonly #fd: number;
   readonly #libc: LibC | null;
   readonly #resources: FileResources;
+  readonly #clock: Clock;
 
   #canPunch: boolean;
   #canZeroRange: boolean;
@@ -75,6 +78,7 @@ export class FileNode extends BlockNode {
     });
     this.path = resources.file.path;
     this.#resources = resources;
+    this.#clock = options.clock ?? systemClock;
     this.#fd = resources.file.fd;
     this.#libc = resources.libc;
     // A hole past the end changes nothing: only tells whether the file system has holes.
@@ -141,7 +145,7 @@ export class FileNode extends BlockNode {
     // Nothing new: what was written before is flushed, or on its way.
     if (bytes === 0) return this.#flushing ?? undefined;
     this.#unflushedBytes = 0;
-    const startMs = performance.now();
+    const startMs = this.#clock.now();
     if (
       bytes <= SYNCHRONOUS_FLUSH_BYTES && this.#lastFlushMs <= SYNCHRONOUS_FLUSH_MS &&
       this.#flushing === null
@@ -151,7 +155,7 @@ export class FileNode extends BlockNode {
       } catch (error) {
         throw this.#flushFailed(error);
       }
-      this.#lastFlushMs = performance.now() - startMs;
+      this.#lastFlushMs = this.#clock.now() - startMs;
       return;
     }
     return this.#flushBeside(startMs);
@@ -221,7 +225,7 @@ export class FileNode extends BlockNode {
     const flushing = new Promise<void>((resolve, reject) => {
       fs.fdatasync(this.#fd, (error) => {
         if (error) return reject(this.#flushFailed(error));
-        this.#lastFlushMs = performance.now() - startMs;
+        this.#lastFlushMs = this.#clock.now() - startMs;
         resolve();
       });
     });
