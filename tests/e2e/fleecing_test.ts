@@ -207,7 +207,7 @@ Deno.test("after a kill -9 the disk holds what was flushed, and nothing temporar
       files = await listFiles(folder);
       await freeze(service, "crash", { name: "lost" });
       await service.kill();
-      await console[Symbol.asyncDispose]();
+      await guest[Symbol.asyncDispose]();
     }
     await using service = await Service.start(folder);
     const vm = await service.call<{ state: string; fleecings: string[] }>("GET", "/v1/vms/crash");
