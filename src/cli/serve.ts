@@ -24,7 +24,7 @@ export function registerServe(program: Command): void {
     .option("--allow-host <name>", help("allowHosts", "another host name to answer to"), collect)
     .option("--allow-origin <origin>", help("allowOrigins", "a web origin that may call"), collect)
     .option("--log-level <level>", help("logLevel", "debug, info, warning or error"))
-    .option("--config <file>", "settings as JSON, with the names of the environment in camelCase")
+    .option("--config <file>", 'settings as JSON: {"nbdHost": ...}, as in the environment')
     .action(async (options: ServeOptions) => {
       const { serve } = await import("./serve_action.ts");
       await serve(flagsOf(options), options.config ?? null);

@@ -70,13 +70,18 @@ const FROM_BLOCK: Record<BlockErrorCode, ServiceErrorCode> = {
  */
 export function toServiceError(error: unknown): unknown {
   if (error instanceof ServiceError || !(error instanceof Error)) return error;
-  const { code, range } = error as {
-    code?: unknown;
-    range?: { offset: number; length: number };
-  };
-  if (typeof code !== "string" || !Object.hasOwn(FROM_BLOCK, code)) return error;
+  const { range } = error as { range?: { offset: number; length: number } };
+  const code = errnoOf(error);
+  if (code === undefined || !Object.hasOwn(FROM_BLOCK, code)) return error;
   return new ServiceError(FROM_BLOCK[code as BlockErrorCode], error.message, {
     cause: error,
     range,
   });
+}
+
+function errnoOf(error: Error): string | undefined {
+  const { code } = error as { code?: unknown };
+  if (typeof code === "string") return code;
+  // This runtime has no code for a file that is larger than its file system allows.
+  return /\(os error 27\)/.test(error.message) ? "EFBIG" : undefined;
 }
