@@ -110,9 +110,10 @@ export class VirtioBlk {
   readonly #isReadOnly: boolean;
   readonly #serial: Uint8Array;
   readonly #queue: Virtqueue;
-  readonly #header = new Uint8Array(HEADER_BYTES);
-  readonly #headerView = new DataView(this.#header.buffer);
-  /** Time and bytes of the turn under way. */
+  /** The header read last. */
+  #type = 0;
+  #sector = 0;
+  /** Bytes moved in the turn under way. */
   #turnBytes = 0;
   #isSignalDue = false;
   #isResetting = false;
@@ -241,10 +242,9 @@ export class VirtioBlk {
 
   #execute(chain: VirtqueueChain): MaybePromise<void> | Refusal {
     if (chain.readableBytes < HEADER_BYTES) return IO_ERROR;
-    chain.readInto(this.#memory, this.#header, 0);
-    const type = this.#headerView.getUint32(0, true);
-    const sector = this.#headerView.getUint32(12, true) * 0x1_0000_0000 +
-      this.#headerView.getUint32(8, true);
+    this.#readHeader(chain);
+    const sector = this.#sector;
+    const type = this.#type;
     switch (type) {
       case VIRTIO_BLK_T_IN:
         return this.#transfer(chain, { sector, length: chain.writableBytes - 1, isRead: true });
@@ -265,6 +265,20 @@ export class VirtioBlk {
       default:
         return UNSUPPORTED;
     }
+  }
+
+  /** 2.7.4.1: a header may come in any pieces; in practice it comes in one. */
+  #readHeader(chain: VirtqueueChain): void {
+    let view: DataView = this.#memory.view;
+    let at = chain.offsets[0] ?? 0;
+    if ((chain.lengths[0] ?? 0) < HEADER_BYTES) {
+      const header = new Uint8Array(HEADER_BYTES);
+      chain.readInto(this.#memory, header, 0);
+      view = new DataView(header.buffer);
+      at = 0;
+    }
+    this.#type = view.getUint32(at, true);
+    this.#sector = view.getUint32(at + 12, true) * 0x1_0000_0000 + view.getUint32(at + 8, true);
   }
 
   #transfer(
