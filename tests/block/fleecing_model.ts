@@ -88,6 +88,8 @@ export class FleecingSimulation {
   readonly #device: BlockBackend;
   /** What the guest knows the disk to hold. */
   readonly #expected: Uint8Array;
+  /** A cluster where more happens than elsewhere. */
+  readonly #hotOffset: number;
   /** What the disk held when the bitmap was made. */
   #atBitmap: Uint8Array | null = null;
   readonly #models: Model[] = [];
@@ -109,9 +111,13 @@ export class FleecingSimulation {
         zeroesDiscards: true,
       }),
     );
-    for (let i = 0; i < CLUSTER_COUNT; i += 2) {
-      this.#disk.bytes.fill(0x10 + i, i * CLUSTER, (i + 1) * CLUSTER);
+    // Runs of data and of zeroes whose borders are seldom those of clusters.
+    for (let at = 0; at < DISK_BYTES;) {
+      const end = at + 4096 * (1 + this.#random.below(30));
+      this.#disk.bytes.fill(this.#random.chance(50) ? 1 + this.#random.below(255) : 0, at, end);
+      at = end;
     }
+    this.#hotOffset = this.#random.below(CLUSTER_COUNT) * CLUSTER;
     this.#expected = this.#disk.bytes.slice();
     this.#device = new BlockBackend(this.#graph, {
       name: "device",
@@ -157,8 +163,8 @@ export class FleecingSimulation {
     else if (die < 88) this.#fleece();
     else if (die < 91) this.#fail();
     else if (die < 93) this.#addBitmap();
-    else if (die < 95) this.#start(() => this.#clock.advance(this.#random.below(1500)), () => {});
-    else if (this.#models.length > 0 && die < 98) this.#stop(this.#random.pick(this.#models));
+    else if (die < 96) this.#start(() => this.#clock.advance(this.#random.below(2500)), () => {});
+    else if (this.#models.length > 0 && die < 99) this.#stop(this.#random.pick(this.#models));
   }
 
   // The guest.
@@ -346,7 +352,7 @@ export class FleecingSimulation {
           target,
         }],
         onCbwError: this.#random.pick(["break-guest-write", "break-snapshot"]),
-        cbwTimeoutSeconds: this.#random.pick([0, 0, 1]),
+        cbwTimeoutSeconds: this.#random.pick([0, 1, 2]),
         minClusterSizeBytes: 0,
         scratchMaxBytes: this.#random.pick([null, null, 3 * CLUSTER]),
         scratchDirectory: "",
@@ -431,7 +437,7 @@ export class FleecingSimulation {
 
   #anyRange(): ByteRange {
     const r = this.#random;
-    switch (r.below(4)) {
+    switch (r.below(7)) {
       case 0: { // whole clusters
         const first = r.below(CLUSTER_COUNT);
         const offset = first * CLUSTER;
@@ -446,6 +452,12 @@ export class FleecingSimulation {
         const border = (1 + r.below(CLUSTER_COUNT - 1)) * CLUSTER;
         const offset = border - 1 - r.below(1000);
         return { offset, length: Math.min(1 + r.below(3000), DISK_BYTES - offset) };
+      }
+      case 3:
+      case 4:
+      case 5: { // in one cluster, beside others
+        const offset = this.#hotOffset + r.below(Math.min(CLUSTER, DISK_BYTES - this.#hotOffset));
+        return { offset, length: Math.min(1 + r.below(6000), DISK_BYTES - offset) };
       }
       default: { // anything
         const offset = r.below(DISK_BYTES);

@@ -53,22 +53,27 @@ export class Random {
 /** Holds requests back and lets one go on at a time. */
 export class Scheduler {
   readonly #held: (() => void)[] = [];
+  /** Those that others overtake, again and again. */
+  readonly #slow: (() => void)[] = [];
 
   constructor(readonly random: Random) {}
 
   get heldCount(): number {
-    return this.#held.length;
+    return this.#held.length + this.#slow.length;
   }
 
   /** Waits for its turn, or not at all. */
   turn(waitPercent: number): MaybePromise<void> {
     if (!this.random.chance(waitPercent)) return;
-    return new Promise((resolve) => this.#held.push(resolve));
+    const lane = this.random.chance(20) ? this.#slow : this.#held;
+    return new Promise((resolve) => lane.push(resolve));
   }
 
   /** Lets one of those that wait go on, and everything that follows from it happen. */
   async step(): Promise<void> {
-    const [resume] = this.#held.splice(this.random.below(this.#held.length), 1);
+    const isSlowsTurn = this.#held.length === 0 || (this.#slow.length > 0 && this.random.chance(5));
+    const lane = isSlowsTurn ? this.#slow : this.#held;
+    const [resume] = lane.splice(this.random.below(lane.length), 1);
     resume?.();
     await allSettled();
   }
