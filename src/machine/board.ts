@@ -115,6 +115,7 @@ function describeCpus(hartCount: number): DeviceTreeNode {
         children: [{
           name: "interrupt-controller",
           properties: {
+            "#address-cells": [0],
             "#interrupt-cells": [1],
             "interrupt-controller": true,
             compatible: "riscv,cpu-intc",

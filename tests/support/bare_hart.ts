@@ -28,8 +28,9 @@ const A2 = 12;
 const A6 = 16;
 const A7 = 17;
 
-const SELF_JUMP = 0x0000006f; // j .
+export const SELF_JUMP = 0x0000006f; // j .
 const ECALL = 0x00000073;
+export const FENCE_I = 0x0000100f;
 export const WFI = 0x10500073;
 
 /** Guest memory, in bytes, of a bare machine. */
@@ -172,7 +173,7 @@ export class BareHart {
   /** Executes one instruction, and a jump to itself; returns what run() says. */
   execute(instruction: number, options: { keepsA2?: boolean } = {}): number {
     if (options.keepsA2 !== true) this.setX(A2, NO_TRAP);
-    this.write(this.#code, [0x0000100f, instruction, SELF_JUMP]); // fence.i
+    this.write(this.#code, [FENCE_I, instruction, SELF_JUMP]);
     this.#memory.view.setBigUint64(this.base + layout.HART_PC, BigInt(this.#code), true);
     this.#memory.markWritten(layout.RAM_BASE + this.#code - RAM, 16);
     return this.instance.run(4);

@@ -1,5 +1,13 @@
 import { assertEquals } from "@std/assert";
-import { BARE_RAM_BYTES, BareMachine, layout, RAM, WFI } from "../../support/bare_hart.ts";
+import {
+  BARE_RAM_BYTES,
+  BareMachine,
+  FENCE_I,
+  layout,
+  RAM,
+  SELF_JUMP,
+  WFI,
+} from "../../support/bare_hart.ts";
 
 const BASE = 0x10;
 const TIME = 0x54494d45;
@@ -99,6 +107,7 @@ Deno.test("sbi: hart masks select harts that run, and name none that does not ex
 Deno.test("sbi: fences are left with a hart that does not run, and done before it does", () => {
   const machine = createMachine(2);
   const [first, second] = [machine.hart(0), machine.hart(1)];
+  second.write(RAM + 0x2000, [FENCE_I, SELF_JUMP]);
   first.call(HSM, 0, 1, RAM + 0x2000, 0);
   second.instance.run(1);
   second.setX(A0, BigInt(SSIP));
@@ -120,7 +129,7 @@ Deno.test("sbi: a hart is started once, with its arguments, and stops itself", (
   const machine = createMachine(2);
   const [first, second] = [machine.hart(0), machine.hart(1)];
   const entry = RAM + 0x2004;
-  second.write(entry, [0x0000006f]);
+  second.write(entry, [SELF_JUMP]);
   assertEquals(first.call(HSM, 2, 0), { error: SUCCESS, value: STARTED });
   assertEquals(first.call(HSM, 2, 1), { error: SUCCESS, value: STOPPED });
   assertEquals(second.instance.run(10), 3, "a stopped hart executes nothing");
@@ -163,7 +172,7 @@ Deno.test("sbi: a retentive suspension goes on behind the call when an interrupt
 Deno.test("sbi: a non-retentive suspension resumes at its address, with its opaque value", () => {
   const machine = createMachine(2);
   const [hart, other] = [machine.hart(0), machine.hart(1)];
-  other.write(RAM + 0x3000, [0x0000006f]);
+  other.write(RAM + 0x3000, [SELF_JUMP]);
   hart.call(HSM, 0, 1, RAM + 0x3000, 0);
   other.instance.run(2);
   hart.setX(A0, BigInt(STIP));
