@@ -60,6 +60,9 @@ export class FileNode extends BlockNode {
   readonly #resources: FileResources;
   readonly #clock: Clock;
 
+  /** A run known to hold data: finding its end again can be slow (tmpfs looks at every page). */
+  #dataStart = 0;
+  #dataEnd = 0;
   #canPunch: boolean;
   #canZeroRange: boolean;
   /** Bytes written since the last flush began. What a former process left unwritten is unknown. */
@@ -162,15 +165,29 @@ export class FileNode extends BlockNode {
   }
 
   protected override doBlockStatus(offset: number, length: number): BlockStatus {
-    const run = this.#libc?.runAt(this.#fd, offset) ?? { isData: true, end: Infinity };
+    let isData = true;
+    let end = Infinity;
+    if (offset >= this.#dataStart && offset < this.#dataEnd) {
+      end = this.#dataEnd;
+    } else {
+      const run = this.#libc?.runAt(this.#fd, offset) ?? null;
+      if (run !== null) {
+        ({ isData, end } = run);
+        if (isData) {
+          this.#dataStart = offset;
+          this.#dataEnd = end;
+        }
+      }
+    }
     return {
-      length: Math.min(length, run.end - offset),
-      flags: STATUS_ALLOCATED | (run.isData ? STATUS_DATA : STATUS_ZERO),
+      length: Math.min(length, end - offset),
+      flags: STATUS_ALLOCATED | (isData ? STATUS_DATA : STATUS_ZERO),
     };
   }
 
   protected override doResize(sizeBytes: number): void {
     this.#unflushedBytes = Infinity;
+    this.#dataEnd = 0;
     try {
       fs.ftruncateSync(this.#fd, sizeBytes);
     } catch (error) {
@@ -207,13 +224,19 @@ export class FileNode extends BlockNode {
 
   #punchHole(offset: number, length: number): boolean {
     if (!this.#canPunch || this.#libc === null) return false;
+    this.#forgetData(offset, length);
     return this.#libc.punchHole(this.#fd, offset, length);
+  }
+
+  #forgetData(offset: number, length: number): void {
+    if (offset < this.#dataEnd && offset + length > this.#dataStart) this.#dataEnd = 0;
   }
 
   /** Zeroes that stay allocated: in one call, or as a hole that is then allocated again. */
   #zeroRange(offset: number, length: number): boolean {
     if (this.#libc === null) return false;
     if (this.#canZeroRange) {
+      this.#forgetData(offset, length);
       if (this.#libc.zeroRange(this.#fd, offset, length)) return true;
       this.#canZeroRange = false;
     }
