@@ -1,6 +1,6 @@
 /**
- * Every setting of the service: from the command line, else from the environment (OVIS_*), else from a
- * JSON file (--config), else a default. One schema checks them all.
+ * Every setting of the service: from the command line, else from the environment (OVIS_*), else
+ * from a JSON file (--config), else a default. One schema checks them all.
  *
  * @module
  */

@@ -9,6 +9,7 @@ const ROOT = new URL("..", import.meta.url).pathname;
 /** A folder or file of src, and what it may import from the rest of src. */
 const MAY_IMPORT: Record<string, string[]> = {
   "limits.ts": [],
+  "version.ts": [],
   "config.ts": ["limits.ts"],
   "wasm": [],
   "block": ["limits.ts", "wasm"],
@@ -27,7 +28,18 @@ const MAY_IMPORT: Record<string, string[]> = {
     "client",
   ],
   "client": ["nbd"],
-  "cli": ["limits.ts", "config.ts", "http", "vm", "image", "machine", "nbd", "client", "wasm"],
+  "cli": [
+    "limits.ts",
+    "version.ts",
+    "config.ts",
+    "http",
+    "vm",
+    "image",
+    "machine",
+    "nbd",
+    "client",
+    "wasm",
+  ],
 };
 
 const FILE_LINES_MAX = 600;

@@ -1,9 +1,10 @@
 /**
  * Who may talk to the service at all: the Host and Origin checks.
  *
- * A web page elsewhere can make its reader's browser send requests to a service on localhost, directly
- * (then the browser says so in Origin or Sec-Fetch-Site) or through a name that the page's owner points
- * at 127.0.0.1 (DNS rebinding: then the name is in Host). Both are checked always, also with a token.
+ * A web page elsewhere can make its reader's browser send requests to a service on localhost,
+ * directly (then the browser says so in Origin or Sec-Fetch-Site) or through a name that the page's
+ * owner points at 127.0.0.1 (DNS rebinding: then the name is in Host). Both are checked always,
+ * also with a token.
  *
  * @module
  */

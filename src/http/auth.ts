@@ -1,10 +1,10 @@
 /**
  * Tokens and tickets.
  *
- * A token comes as `Authorization: Bearer TOKEN`. A browser can't set that header on a WebSocket, so it
- * asks for a ticket first: good for one use, one thing, and sixty seconds. It is sent as a second
- * subprotocol, `base64url.bearer.authorization.TICKET`, which is never echoed, and never in the URL,
- * which reaches logs.
+ * A token comes as `Authorization: Bearer TOKEN`. A browser can't set that header on a WebSocket,
+ * so it asks for a ticket first: good for one use, one thing, and sixty seconds. It is sent as a
+ * second subprotocol, `base64url.bearer.authorization.TICKET`, which is never echoed, and never in
+ * the URL, which reaches logs.
  *
  * @module
  */
@@ -45,7 +45,9 @@ export class Authenticator {
     }
   }
 
-  /** Throws unauthorized unless a WebSocket's request carries the token or a ticket for `subject`. */
+  /**
+   * Throws unauthorized unless a WebSocket's request carries the token or a ticket for `subject`.
+   */
   requireTokenOrTicket(request: Request, subject: string): void {
     const ticket = offeredProtocols(request).find((offer) => offer.startsWith(TICKET_PREFIX));
     if (ticket === undefined) return this.requireToken(request);

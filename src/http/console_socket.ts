@@ -1,8 +1,9 @@
 /**
- * A console in a WebSocket: what the guest writes goes out in binary frames, as it comes, beginning with
- * the last 16 KiB that it wrote before; text and binary frames that come in are typed.
+ * A console in a WebSocket: what the guest writes goes out in binary frames, as it comes, beginning
+ * with the last 16 KiB that it wrote before; text and binary frames that come in are typed.
  *
- * A client that does not read, or that sends more than the guest takes, is closed: it can connect again.
+ * A client that does not read, or that sends more than the guest takes, is closed: it can connect
+ * again.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * An export's bytes as a stream: read in pieces, one ahead of the reader, no faster than the
- * reader takes them. A read that fails breaks the transfer off, so that nobody takes a part for all.
+ * An export's bytes as a stream: read in pieces, one ahead of the reader, no faster than the reader
+ * takes them. A read that fails breaks the transfer off, so that nobody takes a part for all.
  *
  * @module
  */

@@ -1,7 +1,7 @@
 /**
- * `Idempotency-Key` on POST: a repeated request with the key of an earlier one gets the earlier one's
- * answer, also while that one is still under way. Keys are kept in memory, the newest so many of them:
- * enough for a client that lost an answer and tries again.
+ * `Idempotency-Key` on POST: a repeated request with the key of an earlier one gets the earlier
+ * one's answer, also while that one is still under way. Keys are kept in memory, the newest so many
+ * of them: enough for a client that lost an answer and tries again.
  *
  * @module
  */

@@ -9,7 +9,9 @@ import type { ExportInfo } from "../vm/export_directory.ts";
 
 /** Makes addresses of exports. */
 export class Links {
-  /** `publicUrl`: how clients reach the service, where that differs from what their requests say. */
+  /**
+   * `publicUrl`: how clients reach the service, where that differs from what their requests say.
+   */
   constructor(readonly publicUrl: string | null) {}
 
   /** The addresses of an export. */

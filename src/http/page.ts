@@ -1,6 +1,6 @@
 /**
- * Lists in pages. A cursor is the name of the last item sent, so that items that come and go between
- * two pages neither repeat nor hide others.
+ * Lists in pages. A cursor is the name of the last item sent, so that items that come and go
+ * between two pages neither repeat nor hide others.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * Errors on the wire: RFC 9457 problem+json with a `code` from a closed list. The one place that maps
- * the service's errors to HTTP.
+ * Errors on the wire: RFC 9457 problem+json with a `code` from a closed list. The one place that
+ * maps the service's errors to HTTP.
  *
  * @module
  */

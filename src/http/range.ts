@@ -1,6 +1,6 @@
 /**
- * The Range header, RFC 9110 section 14. Single ranges are served; several at once are not: then the
- * header is ignored, as the standard allows, and the whole content is sent.
+ * The Range header, RFC 9110 section 14. Single ranges are served; several at once are not: then
+ * the header is ignored, as the standard allows, and the whole content is sent.
  *
  * @module
  */

@@ -1,9 +1,9 @@
 /**
- * Routes: each is declared once, with the schemas that validate it, and both the handler's types and
- * the OpenAPI document come from that.
+ * Routes: each is declared once, with the schemas that validate it, and both the handler's types
+ * and the OpenAPI document come from that.
  *
- * In front of every handler stand, in this order: Host and Origin, the token (or a ticket), the path's
- * and the query's schema, the body's limit and schema. Errors become problems, in one place.
+ * In front of every handler stand, in this order: Host and Origin, the token (or a ticket), the
+ * path's and the query's schema, the body's limit and schema. Errors become problems, in one place.
  *
  * @module
  */
@@ -52,7 +52,10 @@ export interface Route<
   rawBody?: string;
   answers: Answer[];
   problems: ProblemCode[];
-  /** Who may call: default `token`. A handler of `ticket` routes checks itself: it knows the subject. */
+  /**
+   * Who may call: default `token`. A handler of `ticket` routes checks itself: it knows the
+   * subject.
+   */
   access?: "public" | "token" | "ticket";
 }
 

@@ -1,6 +1,6 @@
 /**
- * The JSON of the API, as zod schemas: they validate what comes in, describe what goes out, and make
- * the OpenAPI document.
+ * The JSON of the API, as zod schemas: they validate what comes in, describe what goes out, and
+ * make the OpenAPI document.
  *
  * @module
  */

@@ -2,8 +2,8 @@
  * The last bytes of a machine's console, with readers that follow it.
  *
  * Bytes are numbered from the machine's creation on. The ring keeps the last `capacity` of them; a
- * reader asks from a position of its own, and one that was overtaken goes on at the oldest byte kept.
- * The log survives stop and start of its machine, not the end of the service.
+ * reader asks from a position of its own, and one that was overtaken goes on at the oldest byte
+ * kept. The log survives stop and start of its machine, not the end of the service.
  *
  * @module
  */
@@ -40,7 +40,10 @@ export class ConsoleLog {
     this.#wake();
   }
 
-  /** A copy of what is kept from `position` on, and where to go on; `lost`: bytes overwritten before. */
+  /**
+   * A copy of what is kept from `position` on, and where to go on; `lost`: bytes overwritten
+   * before.
+   */
   read(position: number): { bytes: Uint8Array<ArrayBuffer>; next: number; lost: number } {
     const from = Math.min(Math.max(position, this.begin), this.#end);
     const bytes = new Uint8Array(this.#end - from);

@@ -1,5 +1,6 @@
 /**
- * The data folder: everything that the service keeps, and the lock that makes it the only one there.
+ * The data folder: everything that the service keeps, and the lock that makes it the only one
+ * there.
  *
  *   lock             locked while a service runs (flock: gone with its process, however it ends)
  *   token            the bearer token, readable by its owner only
@@ -9,8 +10,8 @@
  *   scratch/ID/      temporary images of its fleecings: worthless after a crash
  *   sockets/ID.sock  its NBD server
  *
- * A unix socket's path is limited to 107 bytes; where the folder's own is too long, the sockets stand
- * in a private folder under the system's temporary one.
+ * A unix socket's path is limited to 107 bytes; where the folder's own is too long, the sockets
+ * stand in a private folder under the system's temporary one.
  *
  * @module
  */

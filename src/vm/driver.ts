@@ -1,10 +1,11 @@
 /**
- * What the life cycle needs of a machine's workers. The real one is MachineHandle; tests give another.
+ * What the life cycle needs of a machine's workers. The real one is MachineHandle; tests give
+ * another.
  *
  *   open -> [start -> (pause <-> resume | reset)* ] -> close
  *
- * The state driver in machine.ts calls one of these at a time, but `call` and `consoleInput`, which may
- * be called whenever the driver is open.
+ * The state driver in machine.ts calls one of these at a time, but `call` and `consoleInput`, which
+ * may be called whenever the driver is open.
  *
  * @module
  */
@@ -42,7 +43,10 @@ export interface MachineDriver {
     params: IoMethods[M]["params"],
     transfer?: Transferable[],
   ): Promise<IoMethods[M]["result"]>;
-  /** Parks the harts, takes fleecings down, flushes and closes disks, ends the workers. Never throws. */
+  /**
+   * Parks the harts, takes fleecings down, flushes and closes disks, ends the workers. Never
+   * throws.
+   */
   close(): Promise<void>;
 }
 

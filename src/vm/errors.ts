@@ -1,6 +1,6 @@
 /**
- * The errors of the control side: one class, a closed list of codes. src/http/problem.ts maps them to
- * HTTP statuses, in one table.
+ * The errors of the control side: one class, a closed list of codes. src/http/problem.ts maps them
+ * to HTTP statuses, in one table.
  *
  * @module
  */
@@ -65,8 +65,8 @@ const FROM_BLOCK: Record<BlockErrorCode, ServiceErrorCode> = {
 };
 
 /**
- * The service's error for one that came from a worker or the operating system. Anything that carries
- * no errno is a bug and is returned as it is.
+ * The service's error for one that came from a worker or the operating system. Anything that
+ * carries no errno is a bug and is returned as it is.
  */
 export function toServiceError(error: unknown): unknown {
   if (error instanceof ServiceError || !(error instanceof Error)) return error;

@@ -1,5 +1,6 @@
 /**
- * All exports of all machines by name. Names are unique in the service, whatever machine they are of.
+ * All exports of all machines by name. Names are unique in the service, whatever machine they are
+ * of.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * The fleecings of one machine, as the control side knows them: names, exports and their records in the
- * store. What they do is the I/O worker's business.
+ * The fleecings of one machine, as the control side knows them: names, exports and their records in
+ * the store. What they do is the I/O worker's business.
  *
  *   active --(a copy failed under break-snapshot)--> broken
  *   both end by `stop`, or with their machine's stop

@@ -1,8 +1,9 @@
 /**
- * Images: what machines boot from. A record in the store, and up to three files in the image's folder.
+ * Images: what machines boot from. A record in the store, and up to three files in the image's
+ * folder.
  *
- * An upload is written under a temporary name and takes its place by a rename, so that a file is there
- * whole or not at all; a machine that boots meanwhile gets the old one or the new one.
+ * An upload is written under a temporary name and takes its place by a rename, so that a file is
+ * there whole or not at all; a machine that boots meanwhile gets the old one or the new one.
  *
  * @module
  */
@@ -97,7 +98,9 @@ export class Images {
     return { ...record, isBuiltIn: false };
   }
 
-  /** Puts a file in its place; whoever breaks off, `source` failing included, leaves nothing behind. */
+  /**
+   * Puts a file in its place; whoever breaks off, `source` failing included, leaves nothing behind.
+   */
   async putFile(
     name: string,
     part: ImagePart,

@@ -1,6 +1,6 @@
 /**
- * The life cycle of a machine as a pure function: what a request means in a state. machine.ts carries
- * it out, one request at a time.
+ * The life cycle of a machine as a pure function: what a request means in a state. machine.ts
+ * carries it out, one request at a time.
  *
  *                  start                    pause
  *   creating --> starting --> running  <-----------> paused

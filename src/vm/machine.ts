@@ -1,12 +1,13 @@
 /**
- * One machine: its state driver. Everything that changes a machine's state goes through its queue, one
- * request at a time; life_cycle.ts says what a request means in a state, this file carries it out.
+ * One machine: its state driver. Everything that changes a machine's state goes through its queue,
+ * one request at a time; life_cycle.ts says what a request means in a state, this file carries it
+ * out.
  *
- * What the workers say unasked (the guest shut down, a worker died) is queued like a request, and is
- * dropped if the session that said it has ended meanwhile.
+ * What the workers say unasked (the guest shut down, a worker died) is queued like a request, and
+ * is dropped if the session that said it has ended meanwhile.
  *
- * Reads (views, figures, export content) don't wait in the queue: they see the state as it is, and fail
- * cleanly if the machine is closed under them.
+ * Reads (views, figures, export content) don't wait in the queue: they see the state as it is, and
+ * fail cleanly if the machine is closed under them.
  *
  * @module
  */
@@ -421,7 +422,9 @@ export class Machine {
   }
 }
 
-/** What a driver's error means to clients: without an errno a worker failed, which is ours to mend. */
+/**
+ * What a driver's error means to clients: without an errno a worker failed, which is ours to mend.
+ */
 function explainDriver(name: string, error: unknown): ServiceError {
   const mapped = toServiceError(error);
   if (mapped instanceof ServiceError) return mapped;

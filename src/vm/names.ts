@@ -1,11 +1,13 @@
 /**
- * Names that people choose, for machines, images, disks and fleecings. They become parts of paths and
- * URLs, so nothing in them needs an escape and none can leave its folder.
+ * Names that people choose, for machines, images, disks and fleecings. They become parts of paths
+ * and URLs, so nothing in them needs an escape and none can leave its folder.
  *
  * @module
  */
 
-/** Lower-case letters, digits, `.`, `_`, `-`; starts with a letter or digit; at most 63 characters. */
+/**
+ * Lower-case letters, digits, `.`, `_`, `-`; starts with a letter or digit; at most 63 characters.
+ */
 export const NAME_PATTERN = /^[a-z0-9][a-z0-9._-]{0,62}$/;
 
 /** What the pattern means, for people. */

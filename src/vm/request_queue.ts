@@ -1,6 +1,6 @@
 /**
- * Runs requests one after the other, in the order they came. The queue of a machine: whoever holds it
- * owns the machine's state until the request is done.
+ * Runs requests one after the other, in the order they came. The queue of a machine: whoever holds
+ * it owns the machine's state until the request is done.
  *
  * @module
  */
@@ -20,7 +20,9 @@ export class RequestQueue {
     return this.#length;
   }
 
-  /** Runs `work` after everything that was queued before it; its result or error is the caller's. */
+  /**
+   * Runs `work` after everything that was queued before it; its result or error is the caller's.
+   */
   run<T>(work: () => Promise<T>): Promise<T> {
     if (this.#closed !== null) return Promise.reject(this.#closed);
     if (this.#length >= this.capacity) {

@@ -1,8 +1,9 @@
 /**
- * Where the service keeps what must survive it: images, machines, fleecings. One small interface, so
- * that another database can take the place of the built-in one.
+ * Where the service keeps what must survive it: images, machines, fleecings. One small interface,
+ * so that another database can take the place of the built-in one.
  *
- * A record is one JSON document under a name. Every change is on stable storage when its call returns.
+ * A record is one JSON document under a name. Every change is on stable storage when its call
+ * returns.
  *
  * @module
  */

@@ -24,8 +24,8 @@ export function addConsoleRoutes(
     tag,
     summary: "What the guest wrote",
     description: `The last ${limits.consoleLogBytes} bytes since the service started, ` +
-      "exactly as the guest sent them. With `?follow` the answer goes on until the client leaves or " +
-      "the machine is deleted; a note in brackets stands where a slow reader missed something.",
+      "exactly as the guest sent them. With `?follow` the answer goes on until the client leaves " +
+      "or the machine is deleted; a note in brackets stands where a slow reader missed something.",
     params: VmParams,
     query: LogQuery,
     answers: [{ status: 200, description: "The log", body: "text/plain" }],

@@ -91,9 +91,9 @@ function addContentRoute(router: Router, service: Service): void {
     summary: "Read the frozen disk",
     description:
       "The raw bytes. `Range` is honoured (one range; several at once: the whole content " +
-      "is sent), with `If-Range`, `If-Match` and `If-None-Match` on a strong ETag. If any byte of what " +
-      "was asked for may not be read, nothing is sent. A view that breaks, or a fleecing that ends, " +
-      "under a running transfer breaks the transfer off.",
+      "is sent), with `If-Range`, `If-Match` and `If-None-Match` on a strong ETag. If any byte " +
+      "of what was asked for may not be read, nothing is sent. A view that breaks, or a fleecing " +
+      "that ends, under a running transfer breaks the transfer off.",
     params: ExportParams,
     answers: [
       { status: 200, description: "The whole disk", body: "application/octet-stream" },

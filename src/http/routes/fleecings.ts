@@ -20,6 +20,12 @@ const tag = "Fleecings";
 
 /** Adds the routes. */
 export function addFleecingRoutes(router: Router, service: Service, links: Links): void {
+  addStartRoute(router, service, links);
+  addReadRoutes(router, service, links);
+  addEndRoute(router, service);
+}
+
+function addStartRoute(router: Router, service: Service, links: Links): void {
   router.add({
     method: "post",
     path: "/v1/vms/{vm}/fleecings",
@@ -27,8 +33,8 @@ export function addFleecingRoutes(router: Router, service: Service, links: Links
     summary: "Freeze a view of disks",
     description:
       "From this moment on the exports show the disks as they are now, while the guest " +
-      "goes on writing. All disks are frozen at one moment, between two guest requests. A write that " +
-      "reached the disk is in the view; what the guest keeps in its own caches is not.",
+      "goes on writing. All disks are frozen at one moment, between two guest requests. A write " +
+      "that reached the disk is in the view; what the guest keeps in its own caches is not.",
     params: VmParams,
     body: NewFleecingSchema,
     answers: [{ status: 201, description: "The view stands", body: FleecingSchema }],
@@ -54,7 +60,9 @@ export function addFleecingRoutes(router: Router, service: Service, links: Links
       headers: { location: `/v1/vms/${params.vm}/fleecings/${status.fleecing.name}` },
     });
   });
+}
 
+function addReadRoutes(router: Router, service: Service, links: Links): void {
   router.add({
     method: "get",
     path: "/v1/vms/{vm}/fleecings",
@@ -92,7 +100,9 @@ export function addFleecingRoutes(router: Router, service: Service, links: Links
     const status = await machine.fleecingStatus(params.fleecing);
     return json(describeFleecing(status, { machine, links, request }));
   });
+}
 
+function addEndRoute(router: Router, service: Service): void {
   router.add({
     method: "delete",
     path: "/v1/vms/{vm}/fleecings/{fleecing}",

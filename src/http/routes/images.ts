@@ -20,6 +20,12 @@ const tag = "Images";
 
 /** Adds the routes. */
 export function addImageRoutes(router: Router, service: Service): void {
+  addListAndMake(router, service);
+  addShowAndDelete(router, service);
+  addUpload(router, service);
+}
+
+function addListAndMake(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/v1/images",
@@ -51,7 +57,9 @@ export function addImageRoutes(router: Router, service: Service): void {
       headers: { location: `/v1/images/${image.name}` },
     });
   });
+}
 
+function addShowAndDelete(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/v1/images/{image}",
@@ -75,16 +83,18 @@ export function addImageRoutes(router: Router, service: Service): void {
     await service.images.remove(params.image, { users });
     return noContent();
   });
+}
 
+function addUpload(router: Router, service: Service): void {
   router.add({
     method: "put",
     path: "/v1/images/{image}/files/{part}",
     tag,
     summary: "Upload a file of an image",
     description: "`kernel`: a Linux Image, also gzip-compressed or EFI-zboot, or an ELF file. " +
-      "`initrd`: handed to the kernel as it is. `firmware`: runs first, in M mode; without one the " +
-      "SBI is built in. The file takes the place of an older one when it is complete and on disk; " +
-      "a broken-off upload leaves nothing behind.",
+      "`initrd`: handed to the kernel as it is. `firmware`: runs first, in M mode; without one " +
+      "the SBI is built in. The file takes the place of an older one when it is complete and on " +
+      "disk; a broken-off upload leaves nothing behind.",
     params: ImageFileParams,
     rawBody: `The file, at most ${limits.bootFileBytes} bytes`,
     answers: [{ status: 204, description: "Stored" }],

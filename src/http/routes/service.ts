@@ -13,9 +13,9 @@ while the guests go on writing.
     curl -H "Authorization: Bearer $TOKEN" -X POST $U/v1/vms -d '{"name":"demo","image":"demo"}'
     curl -H "Authorization: Bearer $TOKEN" -X POST $U/v1/vms/demo/fleecings -d '{}'
 
-Sizes are bytes, times RFC 3339, names ${"`[a-z0-9][a-z0-9._-]*`"}. Errors are problem+json (RFC 9457)
-whose \`code\` comes from a closed list. A repeated POST with the \`Idempotency-Key\` of an earlier one
-gets the earlier answer.`;
+Sizes are bytes, times RFC 3339, names ${"`[a-z0-9][a-z0-9._-]*`"}. Errors are problem+json
+(RFC 9457) whose \`code\` comes from a closed list. A repeated POST with the \`Idempotency-Key\` of
+an earlier one gets the earlier answer.`;
 
 /** Adds the routes. Call it last: the OpenAPI document has the routes that were added before. */
 export function addServiceRoutes(
@@ -24,7 +24,12 @@ export function addServiceRoutes(
   options: { metrics: Metrics; version: string },
 ): void {
   const { metrics, version } = options;
+  addHealthRoutes(router, service);
+  addFigureRoutes(router, service, { metrics, version });
+  addPages(router, version);
+}
 
+function addHealthRoutes(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/healthz",
@@ -53,7 +58,13 @@ export function addServiceRoutes(
         ? json({ status: "stopping" }, { status: 503 })
         : json({ status: "ready" }),
   );
+}
 
+function addFigureRoutes(
+  router: Router,
+  service: Service,
+  { metrics, version }: { metrics: Metrics; version: string },
+): void {
   router.add({
     method: "get",
     path: "/v1/info",
@@ -81,7 +92,9 @@ export function addServiceRoutes(
     const { body, contentType } = await metrics.text();
     return new Response(body, { headers: { "content-type": contentType } });
   });
+}
 
+function addPages(router: Router, version: string): void {
   router.add({
     method: "get",
     path: "/",

@@ -31,6 +31,12 @@ const REQUESTS: Record<Exclude<LifeCycleRequest, "delete">, { summary: string; m
 
 /** Adds the routes. */
 export function addVmRoutes(router: Router, service: Service): void {
+  addListAndMake(router, service);
+  addShowAndDelete(router, service);
+  addRequests(router, service);
+}
+
+function addListAndMake(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/v1/vms",
@@ -83,7 +89,9 @@ export function addVmRoutes(router: Router, service: Service): void {
       headers: { location: `/v1/vms/${body.name}` },
     });
   });
+}
 
+function addShowAndDelete(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/v1/vms/{vm}",
@@ -106,7 +114,9 @@ export function addVmRoutes(router: Router, service: Service): void {
     await service.machines.remove(params.vm);
     return noContent();
   });
+}
 
+function addRequests(router: Router, service: Service): void {
   for (const [request, { summary, more }] of Object.entries(REQUESTS)) {
     router.add({
       method: "post",
