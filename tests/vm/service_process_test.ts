@@ -54,13 +54,13 @@ Deno.test("after kill -9 disks are intact, temporary images gone, machines stopp
     {
       await using service = await Service.start(folder);
       await service.call("POST", "/v1/vms", { name: "t1", image: "demo" });
-      await using console = new ServiceConsole(service, "t1");
-      await console.waitFor(/demo> /);
-      await console.demo("write 0 512 before-the-crash");
-      await console.demo("flush 0");
+      await using guest = new ServiceConsole(service, "t1");
+      await guest.waitFor(/demo> /);
+      await guest.demo("write 0 512 before-the-crash");
+      await guest.demo("flush 0");
       await service.call<FleecingAnswer>("POST", "/v1/vms/t1/fleecings", { name: "f1" });
-      await console.demo("write 0 512 over-the-snapshot");
-      await console.demo("flush 0");
+      await guest.demo("write 0 512 over-the-snapshot");
+      await guest.demo("flush 0");
       await service.call("POST", "/v1/images", { name: "held" });
       // An upload that never ends.
       const body = new ReadableStream<Uint8Array>({
@@ -88,9 +88,9 @@ Deno.test("after kill -9 disks are intact, temporary images gone, machines stopp
     const vm = await service.call<{ state: string; fleecings: string[] }>("GET", "/v1/vms/t1");
     assertEquals([vm.state, vm.fleecings], ["stopped", []]);
     await service.call("POST", "/v1/vms/t1/start");
-    await using console = new ServiceConsole(service, "t1");
-    await console.waitFor(/demo> /);
-    assertMatch(await console.demo("read 0 512 512"), /6f7665722d7468652d736e617073686f74/);
+    await using guest = new ServiceConsole(service, "t1");
+    await guest.waitFor(/demo> /);
+    assertMatch(await guest.demo("read 0 512 512"), /6f7665722d7468652d736e617073686f74/);
     const disk = await Deno.readFile(`${folder}/disks/${id}/disk0.raw`);
     assertMatch(new TextDecoder().decode(disk.subarray(512, 1024)), /^over-the-snapshot/);
   });

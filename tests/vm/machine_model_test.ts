@@ -1,0 +1,186 @@
+/**
+ * One machine under random requests, events and faults, against what must hold always: its driver is
+ * used as driver.ts says, one call at a time; nothing of an ended session is left; the state that
+ * people see is the driver's.
+ *
+ * @module
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import fc from "fast-check";
+import { getLogger } from "@logtape/logtape";
+import { BlockError } from "../../src/block/errors.ts";
+import type { IoMethod, IoMethods, MachineConfig } from "../../src/machine/messages.ts";
+import type { DriverEvents, MachineDriver } from "../../src/vm/driver.ts";
+import { ServiceError } from "../../src/vm/errors.ts";
+import { Service } from "../../src/vm/service.ts";
+
+type DriverState = "open" | "running" | "paused" | "closed";
+
+/** A driver that checks how it is used and fails when it is told to. */
+class CheckedDriver implements MachineDriver {
+  readonly nbd;
+  readonly fleecings = new Set<string>();
+  state: DriverState = "open";
+  #isBusy = false;
+
+  constructor(
+    readonly config: MachineConfig,
+    readonly events: DriverEvents,
+    readonly shouldFail: () => boolean,
+  ) {
+    this.nbd = { host: "127.0.0.1", port: 1, socketPath: config.nbd.socketPath };
+  }
+
+  start(): Promise<void> {
+    return this.#step(["open"], "running");
+  }
+  pause(): Promise<void> {
+    return this.#step(["running"], "paused");
+  }
+  resume(): Promise<void> {
+    return this.#step(["paused"], "running");
+  }
+  reset(): Promise<void> {
+    return this.#step(["running", "paused"], "running");
+  }
+  async close(): Promise<void> {
+    assert(!this.#isBusy, "close during another call");
+    assert(this.state !== "closed", "closed twice");
+    this.state = "closed";
+    await Promise.resolve();
+  }
+  consoleInput(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
+    assert(this.state !== "closed");
+    return Promise.resolve(bytes.length);
+  }
+  call<M extends IoMethod>(
+    method: M,
+    params: IoMethods[M]["params"],
+  ): Promise<IoMethods[M]["result"]> {
+    assert(this.state === "running" || this.state === "paused", `${method} when ${this.state}`);
+    const { name } = params as { name: string };
+    if (this.shouldFail()) return Promise.reject(new BlockError("EIO", "the fake fails"));
+    if (method === "fleecingStart") this.fleecings.add(name);
+    else assert(this.fleecings.has(name));
+    if (method === "fleecingStop") this.fleecings.delete(name);
+    return Promise.resolve({ name, disks: [] } as unknown as IoMethods[M]["result"]);
+  }
+
+  async #step(from: DriverState[], to: DriverState): Promise<void> {
+    assert(!this.#isBusy, `${to} during another call`);
+    assert(from.includes(this.state), `${to} when ${this.state}`);
+    this.#isBusy = true;
+    await Promise.resolve();
+    this.#isBusy = false;
+    if (this.shouldFail()) throw new BlockError("EIO", "the fake fails");
+    this.state = to;
+  }
+}
+
+const step = fc.oneof(
+  { weight: 8, arbitrary: fc.constantFrom("start", "stop", "pause", "resume", "reset") },
+  { weight: 4, arbitrary: fc.constantFrom("fleece f1", "fleece f2", "unfleece f1", "unfleece f2") },
+  { weight: 3, arbitrary: fc.constantFrom("shutdown", "reboot", "hostFault", "died") },
+  { weight: 2, arbitrary: fc.constant("fail") },
+  { weight: 4, arbitrary: fc.constant("settle") },
+);
+
+Deno.test("Machine holds its promises under random requests, events and faults", async () => {
+  const dataPath = await Deno.makeTempDir({ prefix: "ovis-model-" });
+  const kernelPath = `${dataPath}/kernel`;
+  await Deno.writeTextFile(kernelPath, "kernel");
+  const drivers: CheckedDriver[] = [];
+  let failures = 0;
+  const shouldFail = () => failures > 0 && failures-- > 0;
+  const service = await Service.open({
+    dataPath,
+    builtInImages: [{ name: "demo", cmdline: "", kernelPath }],
+    openDriver: (config, events) => {
+      if (shouldFail()) return Promise.reject(new BlockError("EINVAL", "the fake does not open"));
+      drivers.push(new CheckedDriver(config, events, shouldFail));
+      return Promise.resolve(drivers[drivers.length - 1] as CheckedDriver);
+    },
+    nbdHost: "127.0.0.1",
+    log: getLogger("ovis-test"),
+  });
+  try {
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { maxLength: 30 }), async (steps) => {
+        drivers.length = 0;
+        failures = 0;
+        await runSteps(service, { steps, drivers, fail: () => failures++ });
+      }),
+      { numRuns: 100 },
+    );
+  } finally {
+    await service[Symbol.asyncDispose]();
+    await Deno.remove(dataPath, { recursive: true });
+  }
+});
+
+async function runSteps(
+  service: Service,
+  { steps, drivers, fail }: { steps: string[]; drivers: CheckedDriver[]; fail: () => void },
+): Promise<void> {
+  const machine = await service.machines.create({
+    name: "t1",
+    image: "demo",
+    memoryBytes: 1 << 24,
+    hartCount: 1,
+    disks: [{ name: "disk0", sizeBytes: 512, isReadOnly: false }],
+    start: false,
+  });
+  let pending: Promise<unknown>[] = [];
+  const settle = async () => {
+    for (const result of await Promise.allSettled(pending)) {
+      // Refusals and the fake's faults are errors that clients see; anything else is a bug.
+      if (result.status === "rejected") assert(result.reason instanceof ServiceError);
+    }
+    pending = [];
+    // What events queued runs behind the requests.
+    await machine.fleecingStatus("none").catch(() => {});
+    await machine.request("pause").catch(() => {});
+    checkState(machine.state, drivers, machine.fleecings.list().map(({ name }) => name));
+  };
+  for (const action of steps) {
+    const [verb = "", name = ""] = action.split(" ");
+    const driver = drivers.at(-1);
+    if (verb === "settle") await settle();
+    else if (verb === "fail") fail();
+    else if (verb === "fleece") {
+      pending.push(machine.startFleecing({
+        name,
+        disks: [],
+        onCbwError: "break-snapshot",
+        cbwTimeoutSeconds: 45,
+        minClusterSizeBytes: 65536,
+        bitmap: null,
+        scratchMaxBytes: null,
+      }));
+    } else if (verb === "unfleece") pending.push(machine.stopFleecing(name));
+    else if (verb === "died") driver?.events.onFailed("a worker died");
+    else if (verb === "shutdown" || verb === "reboot" || verb === "hostFault") {
+      if (driver?.state === "running") driver.events.onExit(verb, 0);
+    } else pending.push(machine.request(verb as "start"));
+    for (const promise of pending) promise.catch(() => {});
+  }
+  await settle();
+  await service.machines.remove("t1");
+  assertEquals(drivers.every(({ state }) => state === "closed"), true);
+  for (const folder of ["disks", "scratch", "sockets"]) {
+    assertEquals([...Deno.readDirSync(`${service.folder.path}/${folder}`)], []);
+  }
+  assertEquals(service.exports.size, 0);
+}
+
+function checkState(state: string, drivers: CheckedDriver[], fleecings: string[]): void {
+  const open = drivers.filter((driver) => driver.state !== "closed");
+  if (state === "running" || state === "paused") {
+    assertEquals(open.map((driver) => driver.state), [state]);
+    assertEquals([...open[0]?.fleecings ?? []].sort(), fleecings);
+  } else {
+    assertEquals(["stopped", "failed"].includes(state), true, state);
+    assertEquals([open.length, fleecings.length], [0, 0]);
+  }
+}
