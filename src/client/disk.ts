@@ -133,7 +133,9 @@ export class RemoteDisk {
     }
   }
 
-  /** The disk in order, in chunks of at most 1 MiB; zeroes that the map knows are not transferred. */
+  /**
+   * The disk in order, in chunks of at most 1 MiB; zeroes that the map knows are not transferred.
+   */
   async *chunks(options: StreamOptions = {}): AsyncGenerator<DiskChunk> {
     const { offset = 0, length = this.sizeBytes - offset, onProgress, signal } = options;
     const wait = signal === undefined ? {} : { signal };

@@ -1,7 +1,7 @@
 /**
  * The browser library as JavaScript modules, ready to be served: types are taken out of the source
- * files, nothing else. No bundler is needed, since browsers load modules by their relative paths: serve
- * `clientModule(path)` below one prefix as `text/javascript`, and a page imports
+ * files, nothing else. No bundler is needed, since browsers load modules by their relative paths:
+ * serve `clientModule(path)` below one prefix as `text/javascript`, and a page imports
  * `PREFIX/src/client/mod.ts`.
  *
  * @module

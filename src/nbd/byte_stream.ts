@@ -1,6 +1,6 @@
 /**
- * What a session needs of a transport, TCP, unix socket, WebSocket or message port: two directions of
- * bytes, each with back-pressure. One session implementation runs over all of them.
+ * What a session needs of a transport, TCP, unix socket, WebSocket or message port: two directions
+ * of bytes, each with back-pressure. One session implementation runs over all of them.
  *
  * @module
  */
@@ -17,8 +17,8 @@ export interface ByteSink {
 }
 
 /**
- * How a direction ended: `finished`, the peer shut its side down and may still read; `closed`, nothing
- * can be written either.
+ * How a direction ended: `finished`, the peer shut its side down and may still read; `closed`,
+ * nothing can be written either.
  */
 export type StreamEnd = { kind: "finished" } | { kind: "closed"; message: string };
 
@@ -29,8 +29,8 @@ export interface ByteStream {
   /** Starts delivery. Once. */
   start(sink: ByteSink): void;
   /**
-   * Sends bytes; the stream may hold the buffer until it returned, or the promise resolved. One write
-   * at a time. Rejects (or throws) when the connection broke.
+   * Sends bytes; the stream may hold the buffer until it returned, or the promise resolved. One
+   * write at a time. Rejects (or throws) when the connection broke.
    */
   write(bytes: Uint8Array): void | Promise<void>;
   /** Stops delivery after the current call of `onData`: the peer's bytes back up on its side. */

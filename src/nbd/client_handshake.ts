@@ -1,7 +1,7 @@
 /**
- * The client's side of the handshake: asks for extended headers, else structured replies, selects meta
- * contexts, and enters transmission with NBD_OPT_GO, or NBD_OPT_EXPORT_NAME where a server knows
- * nothing better. Every length that a server claims is bounded before it is waited for.
+ * The client's side of the handshake: asks for extended headers, else structured replies, selects
+ * meta contexts, and enters transmission with NBD_OPT_GO, or NBD_OPT_EXPORT_NAME where a server
+ * knows nothing better. Every length that a server claims is bounded before it is waited for.
  *
  * @module
  */

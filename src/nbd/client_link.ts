@@ -1,6 +1,6 @@
 /**
- * The stream under a client: gathers bytes for the handshake, which asks for so many at a time, then
- * passes them on to the client as they come.
+ * The stream under a client: gathers bytes for the handshake, which asks for so many at a time,
+ * then passes them on to the client as they come.
  *
  * @module
  */

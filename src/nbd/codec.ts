@@ -150,8 +150,8 @@ export function encodeString(text: string): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * A string of the protocol, or undefined where the bytes are none: not UTF-8, a NUL inside, or longer
- * than STRING_BYTES_MAX ("Conventions").
+ * A string of the protocol, or undefined where the bytes are none: not UTF-8, a NUL inside, or
+ * longer than STRING_BYTES_MAX ("Conventions").
  */
 export function decodeString(bytes: Uint8Array): string | undefined {
   if (bytes.length > STRING_BYTES_MAX || bytes.includes(0)) return undefined;
@@ -162,7 +162,9 @@ export function decodeString(bytes: Uint8Array): string | undefined {
   }
 }
 
-/** A message for a human: at most MESSAGE_BYTES_MAX bytes of whole UTF-8 characters, without NUL. */
+/**
+ * A message for a human: at most MESSAGE_BYTES_MAX bytes of whole UTF-8 characters, without NUL.
+ */
 export function encodeMessage(text: string): Uint8Array {
   const target = new Uint8Array(MESSAGE_BYTES_MAX);
   const { written } = encoder.encodeInto(text.replaceAll("\0", " "), target);

@@ -1,7 +1,7 @@
 /**
  * The one place where an error of the block layer becomes an error number of the protocol. The
- * allowed numbers are a closed list ("Error values"); what the list lacks is answered by its nearest
- * relative, and the reason goes into the text of a structured error.
+ * allowed numbers are a closed list ("Error values"); what the list lacks is answered by its
+ * nearest relative, and the reason goes into the text of a structured error.
  *
  * @module
  */

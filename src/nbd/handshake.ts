@@ -1,14 +1,14 @@
 /**
- * The server's side of the handshake: fixed newstyle, a pure state machine of bytes in, bytes out, and
- * one outcome.
+ * The server's side of the handshake: fixed newstyle, a pure state machine of bytes in, bytes out,
+ * and one outcome.
  *
  *   client flags --> option header --> option data --> option header ...
  *                          |     too long --> skip --> option header
  *                          +--> outcome: transmission | close
  *
- * An option's data is gathered only up to nbdOptionBytes, whatever length it claims. Every option gets
- * its answer, also the unknown one. The export is looked up when an option names it and handed on at
- * NBD_OPT_GO or NBD_OPT_EXPORT_NAME; nothing of it is held before.
+ * An option's data is gathered only up to nbdOptionBytes, whatever length it claims. Every option
+ * gets its answer, also the unknown one. The export is looked up when an option names it and handed
+ * on at NBD_OPT_GO or NBD_OPT_EXPORT_NAME; nothing of it is held before.
  *
  * @module
  */
@@ -347,8 +347,8 @@ export class Handshake {
   #transmissionFlags(found: BlockExport, name: string): number {
     let flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
     if (!found.isReadOnly) flags |= NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
-    // A server must refuse NBD_CMD_TRIM where it set READ_ONLY, and clients do not send it then: a view
-    // that can be discarded is not called read-only, though it refuses writes.
+    // A server must refuse NBD_CMD_TRIM where it set READ_ONLY, and clients do not send it then: a
+    // view that can be discarded is not called read-only, though it refuses writes.
     if (found.canDiscard) flags |= NBD_FLAG_SEND_TRIM;
     else if (found.isReadOnly) flags |= NBD_FLAG_READ_ONLY;
     if (found.canMultiConn) flags |= NBD_FLAG_CAN_MULTI_CONN;

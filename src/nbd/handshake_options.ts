@@ -1,6 +1,6 @@
 /**
- * The data of options that name an export: parsed whole or refused whole, every length checked against
- * what is really there. Pure.
+ * The data of options that name an export: parsed whole or refused whole, every length checked
+ * against what is really there. Pure.
  *
  * @module
  */
@@ -57,7 +57,9 @@ export function parseExportOption(
   return { name, items };
 }
 
-/** The data of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT; undefined where malformed. */
+/**
+ * The data of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT; undefined where malformed.
+ */
 export function parseMetaOption(
   data: Uint8Array,
 ): { name: string; queries: string[] } | undefined {

@@ -1,7 +1,7 @@
 /**
  * The replies of one connection on their way out. Replies are laid one behind the other into chunks
- * that come from a pool, so that many replies go out in one write and a read's data is read straight
- * into its place. One write is under way at a time; meanwhile the next chunk fills.
+ * that come from a pool, so that many replies go out in one write and a read's data is read
+ * straight into its place. One write is under way at a time; meanwhile the next chunk fills.
  *
  *   current chunk --seal--> segments --write--> stream;  a chunk written goes back to the pool
  *
@@ -14,7 +14,10 @@ import type { ByteStream } from "./byte_stream.ts";
 /** A chunk takes one reply of a 256 KiB read, the request size of most clients, with its header. */
 export const CHUNK_DATA_BYTES = 256 * 1024;
 const CHUNK_BYTES = CHUNK_DATA_BYTES + 4096;
-/** Finished replies up to this size are copied behind others, larger ones are written from where they are. */
+/**
+ * Finished replies up to this size are copied behind others, larger ones are written from where
+ * they are.
+ */
 const COPY_BYTES = 16 * 1024;
 
 /** A buffer of replies. */
@@ -105,8 +108,8 @@ export class OutputQueue {
   }
 
   /**
-   * What was reserved is still being filled, by a request that answers later: that request keeps the
-   * chunk's rest, the next reply starts a new chunk.
+   * What was reserved is still being filled, by a request that answers later: that request keeps
+   * the chunk's rest, the next reply starts a new chunk.
    */
   detach(): void {
     if (this.#chunk !== null && this.#end > 0) {

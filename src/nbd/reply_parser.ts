@@ -1,14 +1,14 @@
 /**
- * Replies of the transmission phase out of bytes: the client's twin of request_parser.ts, a pure state
- * machine, the same for every split of the input but for where data is cut.
+ * Replies of the transmission phase out of bytes: the client's twin of request_parser.ts, a pure
+ * state machine, the same for every split of the input but for where data is cut.
  *
  *   header --simple reply to a read--> data --------+
  *     +------OFFSET_DATA-------> offset --> data ---+--> header
  *     +------other payload-----> payload -----------+
  *     +------no payload-----------------------------+
  *
- * Data is handed on piece by piece as it arrives; a reader copies it to where it belongs. Servers are
- * not trusted either: a payload that is not data is bounded by its type.
+ * Data is handed on piece by piece as it arrives; a reader copies it to where it belongs. Servers
+ * are not trusted either: a payload that is not data is bounded by its type.
  *
  * @module
  */
@@ -89,7 +89,9 @@ export class ReplyParser {
   #input: Uint8Array = EMPTY;
   #position = 0;
 
-  /** `readRangeOf`: what a pending read asked for, since a simple reply does not say how long it is. */
+  /**
+   * `readRangeOf`: what a pending read asked for, since a simple reply does not say how long it is.
+   */
   constructor(
     style: ReplyStyle,
     readRangeOf: (cookie: number) => { offset: number; length: number } | undefined,

@@ -140,7 +140,10 @@ export class ReplyWriter {
     });
   }
 
-  /** Puts the header in front of data that is already in place; a hole instead, if that is all zeroes. */
+  /**
+   * Puts the header in front of data that is already in place; a hole instead, if that is all
+   * zeroes.
+   */
   #encodeData(view: DataView, position: number, request: NbdRequest, range: ReplyRange): number {
     if (this.style === "simple") {
       this.#simpleHeader(view, position, request, 0);

@@ -1,7 +1,8 @@
 /**
- * Whether a request may be executed, judged by its header alone: the choke point between the wire and
- * an export. Behind it offsets and lengths are in range, and commands and flags are ones that were
- * advertised. Pure; answers are constants, so that the path of good requests allocates nothing.
+ * Whether a request may be executed, judged by its header alone: the choke point between the wire
+ * and an export. Behind it offsets and lengths are in range, and commands and flags are ones that
+ * were advertised. Pure; answers are constants, so that the path of good requests allocates
+ * nothing.
  *
  * @module
  */

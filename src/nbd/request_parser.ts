@@ -1,15 +1,16 @@
 /**
- * Requests of the transmission phase out of bytes: a pure state machine, the same for every split of
- * the input.
+ * Requests of the transmission phase out of bytes: a pure state machine, the same for every split
+ * of the input.
  *
  *   header --refused, with payload--> skip ----+
  *     |                                        |
  *     +----with payload--> payload ------------+--> request --> header
  *     +----without payload---------------------+
  *
- * `push` gives it bytes, then `next` is called until it answers "more". Between two calls the parser
- * refers to the pushed bytes, never copies them, but for a header or payload that is cut by their end.
- * One request object is filled again and again: who needs a request for longer makes a copy.
+ * `push` gives it bytes, then `next` is called until it answers "more". Between two calls the
+ * parser refers to the pushed bytes, never copies them, but for a header or payload that is cut by
+ * their end. One request object is filled again and again: who needs a request for longer makes a
+ * copy.
  *
  * @module
  */
@@ -26,7 +27,9 @@ import {
 } from "./codec.ts";
 import type { NbdFailure } from "./errno.ts";
 
-/** A request's header; offset and length as safe integers, and the offset as it came, for replies. */
+/**
+ * A request's header; offset and length as safe integers, and the offset as it came, for replies.
+ */
 export class NbdRequest {
   flags = 0;
   type = 0;

@@ -61,8 +61,8 @@ export class NbdServer {
   }
 
   /**
-   * Serves one connection, of whatever transport. `directory`: what this client may open, the server's
-   * own directory unless told otherwise. Resolves with the reason when it is closed.
+   * Serves one connection, of whatever transport. `directory`: what this client may open, the
+   * server's own directory unless told otherwise. Resolves with the reason when it is closed.
    */
   serve(stream: ByteStream, directory = this.#options.directory): Promise<string> {
     this.#accepted++;
@@ -79,8 +79,8 @@ export class NbdServer {
   }
 
   /**
-   * An export goes away: sessions on it end. Resolves when no request is in flight on it. The directory
-   * must not offer it any more.
+   * An export goes away: sessions on it end. Resolves when no request is in flight on it. The
+   * directory must not offer it any more.
    */
   async closeExport(name: string): Promise<void> {
     const sessions = [...this.#sessions].filter((session) => session.exportName === name);

@@ -4,9 +4,9 @@
  *   handshake --GO, EXPORT_NAME--> transmission --DISC, end, shutdown--> ending --> closed
  *       +--ABORT, violation, deadline------------------------------------^
  *
- * `ending` takes no input any more; it waits for the requests in flight, lets the client take the last
- * replies for nbdCloseMs, and closes. Whatever a client does, the session holds one unfinished option or
- * request, the unparsed rest of one input buffer, and a bounded queue of replies.
+ * `ending` takes no input any more; it waits for the requests in flight, lets the client take the
+ * last replies for nbdCloseMs, and closes. Whatever a client does, the session holds one unfinished
+ * option or request, the unparsed rest of one input buffer, and a bounded queue of replies.
  *
  * @module
  */
@@ -81,8 +81,8 @@ export class NbdSession {
   }
 
   /**
-   * Ends the session: requests that were received are answered, with NBD_ESHUTDOWN unless they are in
-   * flight, and the connection is closed. Resolves when no request is in flight any more.
+   * Ends the session: requests that were received are answered, with NBD_ESHUTDOWN unless they are
+   * in flight, and the connection is closed. Resolves when no request is in flight any more.
    */
   async shutDown(reason: string): Promise<void> {
     this.#transmission?.shutDown();

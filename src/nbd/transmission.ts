@@ -1,9 +1,10 @@
 /**
- * The transmission phase of one connection: executes requests on an export and queues their replies.
+ * The transmission phase of one connection: executes requests on an export and queues their
+ * replies.
  *
- * Exports that answer at once are served within the call: parse, read straight into the reply buffer,
- * next request, with no promise and no copy. Where an export answers later, requests run concurrently
- * and replies go out as they finish.
+ * Exports that answer at once are served within the call: parse, read straight into the reply
+ * buffer, next request, with no promise and no copy. Where an export answers later, requests run
+ * concurrently and replies go out as they finish.
  *
  * Bounds: parsing stops while the output queue holds nbdOutputBytes, while nbdRequestsInFlight
  * requests or nbdBytesInFlight bytes are in flight; unparsed input then stays with its sender. So a
@@ -406,7 +407,9 @@ export class Transmission {
     job.isZeroRun = isZeroRun;
   }
 
-  /** A read into the reply buffer turned out to answer later: it keeps the buffer, the others go on. */
+  /**
+   * A read into the reply buffer turned out to answer later: it keeps the buffer, the others go on.
+   */
   async #detachRead(
     request: NbdRequest,
     frame: Uint8Array,
@@ -478,7 +481,9 @@ export class Transmission {
     return chosen;
   }
 
-  /** All contexts first, then their chunks: so there is one error at most, and nothing beside it. */
+  /**
+   * All contexts first, then their chunks: so there is one error at most, and nothing beside it.
+   */
   async #mapContexts(
     request: NbdRequest,
     length: number,

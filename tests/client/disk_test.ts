@@ -87,7 +87,7 @@ Deno.test("RemoteDisk.stream() is the disk, its holes not transferred", async ()
   await disk.close();
 });
 
-Deno.test("RemoteDisk.stream() reads no further ahead than its bound, and stops when cancelled", async () => {
+Deno.test("RemoteDisk.stream() reads ahead within its bound, until cancelled", async () => {
   const exported = new MemoryExport(pattern(32 * MiB));
   await using server = serveOverWebSocket(directoryOf(exported));
   const disk = await connect(server.url, { outstandingBytesMax: 2 * MiB });
@@ -127,7 +127,7 @@ Deno.test("RemoteDisk.stream() fails with the server's reason, or its signal's",
   await disk.close();
 });
 
-Deno.test("CLIENT_MODULES is what the library imports, and nothing of it needs a runtime", async () => {
+Deno.test("CLIENT_MODULES is what the library imports, all fit for browsers", async () => {
   const seen = new Set<string>();
   const waiting = [CLIENT_ENTRY];
   for (let path = waiting.pop(); path !== undefined; path = waiting.pop()) {

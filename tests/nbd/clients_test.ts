@@ -204,7 +204,9 @@ for (const transport of TRANSPORTS) {
   });
 }
 
-/** Python that connects with both contexts, and lets pass what the bindings would refuse themselves. */
+/**
+ * Python that connects with both contexts, and lets pass what the bindings would refuse themselves.
+ */
 function connecting(uri: string): string {
   return `
 import errno
@@ -232,7 +234,8 @@ chunks = []
 h.pread_structured(4 * M, 0, lambda data, at, status, err: chunks.append((at, len(data), status)))
 assert any(status == nbd.READ_HOLE and at == M for at, n, status in chunks), chunks
 chunks = []
-h.pread_structured(65536, M - 512, lambda data, at, status, err: chunks.append((at, len(data), status)), nbd.CMD_FLAG_DF)
+gather = lambda data, at, status, err: chunks.append((at, len(data), status))
+h.pread_structured(65536, M - 512, gather, nbd.CMD_FLAG_DF)
 assert chunks == [(M - 512, 65536, nbd.READ_DATA)], chunks
 entries = []
 h.block_status(4 * M, 0, lambda name, at, e, err: entries.append((name, e)), nbd.CMD_FLAG_REQ_ONE)

@@ -1,6 +1,6 @@
 // Hostile bytes: truncation at every byte, any split of the input, and structure-aware mutations of
-// real conversations. Nothing may throw, hang or hold more than its bounds, and what a session answers
-// must not depend on how its input was cut.
+// real conversations. Nothing may throw, hang or hold more than its bounds, and what a session
+// answers must not depend on how its input was cut.
 import { assert, assertEquals } from "@std/assert";
 import { concatBytes } from "../../src/nbd/codec.ts";
 import { directoryOf, MemoryExport } from "../support/memory_export.ts";
@@ -146,7 +146,9 @@ const NASTY = [0, 1, 2, 3, 5, 7, 11, 20, 28, 32, 255, 256, 4095, 4096, 4097, 655
     0xffffffff,
   ]);
 
-/** One conversation with some of its messages changed: cut, doubled, swapped, or given odd numbers. */
+/**
+ * One conversation with some of its messages changed: cut, doubled, swapped, or given odd numbers.
+ */
 function mutate(parts: readonly Uint8Array[], random: () => number): Uint8Array[] {
   const pick = (count: number) => Math.floor(random() * count);
   const mutated = parts.map((part) => part.slice());

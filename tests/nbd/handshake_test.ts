@@ -27,7 +27,9 @@ function memory(options: ConstructorParameters<typeof MemoryExport>[1] = {}): Me
   return new MemoryExport(pattern(4096), options);
 }
 
-/** Feeds the parts one after the other and returns everything that was answered behind the greeting. */
+/**
+ * Feeds the parts one after the other and returns everything that was answered behind the greeting.
+ */
 function converse(exports: BlockExport[], ...parts: Uint8Array[]): FedStream {
   const { stream } = startSession(directoryOf(...exports), { handshakeMs: 1_000_000 });
   assertEquals(toHex(stream.take()), toHex(GREETING));
@@ -51,8 +53,8 @@ function check(
   });
 }
 
-// Transmission flags of a writable export: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN, CACHE,
-// FAST_ZERO; DF (bit 7) only with structured replies.
+// Transmission flags of a writable export: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN,
+// CACHE, FAST_ZERO; DF (bit 7) only with structured replies.
 const WRITABLE = "0d6d";
 const WRITABLE_DF = "0ded";
 

@@ -111,7 +111,7 @@ Deno.test("NbdSession keeps a late write's payload intact while more input comes
   stream.finish("over");
 });
 
-Deno.test("NbdSession takes no more requests than may be in flight, and goes on later", async () => {
+Deno.test("NbdSession holds requests beyond those in flight back for later", async () => {
   const gate = new Gate();
   const { stream } = startTransmission(new MemoryExport(pattern(64), { before: gate.before }));
   const requests = Array.from(
@@ -239,7 +239,7 @@ Deno.test("NbdSession cuts a client off that does not take the last replies", as
   stream.release();
 });
 
-Deno.test("NbdServer.closeExport() waits for what is in flight and ends the export's sessions", async () => {
+Deno.test("NbdServer.closeExport() ends sessions after what is in flight", async () => {
   const gate = new Gate();
   const held = new MemoryExport(pattern(64), { before: gate.before });
   const other = new MemoryExport(pattern(64), { name: "other" });
@@ -269,7 +269,7 @@ Deno.test("NbdServer.closeExport() waits for what is in flight and ends the expo
   assertEquals(second?.closedWith, "the server is stopping");
 });
 
-Deno.test("NbdServer.closeExport() answers ESHUTDOWN to what was received and not begun", async () => {
+Deno.test("NbdServer.closeExport() answers ESHUTDOWN to what was not begun", async () => {
   const gate = new Gate();
   const server = new NbdServer({
     directory: directoryOf(new MemoryExport(pattern(64), { before: gate.before })),

@@ -33,7 +33,7 @@ Deno.test("listenTcp() and connectTcp() carry sessions", async () => {
   await Promise.all([1, 2, 3].map(async () => exercise(await connectTcp(address), exported)));
 });
 
-Deno.test("listenUnix() and connectUnix() carry sessions, over a socket of the owner's", async () => {
+Deno.test("listenUnix() and connectUnix() carry sessions, for the owner only", async () => {
   const exported = new MemoryExport(pattern(8 * MiB));
   const directory = await Deno.makeTempDir();
   const path = `${directory}/nbd.sock`;

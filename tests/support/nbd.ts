@@ -1,6 +1,6 @@
 /**
- * NBD for tests: bytes written as in the protocol's document, streams without a network, and a session
- * that is fed by hand.
+ * NBD for tests: bytes written as in the protocol's document, streams without a network, and a
+ * session that is fed by hand.
  */
 import type { BlockExport, ExportDirectory } from "../../src/block/export.ts";
 import type { ByteSink, ByteStream } from "../../src/nbd/byte_stream.ts";
@@ -94,7 +94,9 @@ export class FedStream implements ByteStream {
     this.#sink = sink;
   }
 
-  /** Bytes of the peer. As a real stream does, overwrites the buffer afterwards if it was not kept. */
+  /**
+   * Bytes of the peer. As a real stream does, overwrites the buffer afterwards if it was not kept.
+   */
   feed(bytes: Uint8Array): void {
     const buffer = bytes.slice();
     if (this.#sink?.onData(buffer) === false) buffer.fill(0xee);

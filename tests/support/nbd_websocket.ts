@@ -1,6 +1,7 @@
 /**
- * Exports behind a WebSocket, as the service has it: the upgrade and the relay on one side of a message
- * port, the session on the other. Beside it the browser library and a page that uses nothing else.
+ * Exports behind a WebSocket, as the service has it: the upgrade and the relay on one side of a
+ * message port, the session on the other. Beside it the browser library and a page that uses
+ * nothing else.
  */
 import { CLIENT_ENTRY, clientModule } from "../../src/client/modules.ts";
 import type { ExportDirectory } from "../../src/block/export.ts";

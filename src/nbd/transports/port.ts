@@ -1,7 +1,7 @@
 /**
- * A byte stream over a MessagePort, between the isolate that holds a WebSocket and the one that serves
- * its session. Either side sends up to NBD_PORT_WINDOW_BYTES that were not acknowledged and is given
- * credit as the other consumes, so nothing piles up in between.
+ * A byte stream over a MessagePort, between the isolate that holds a WebSocket and the one that
+ * serves its session. Either side sends up to NBD_PORT_WINDOW_BYTES that were not acknowledged and
+ * is given credit as the other consumes, so nothing piles up in between.
  *
  * @module
  */

@@ -44,7 +44,10 @@ export async function acceptAll(
 
 const ACCEPT_RETRY_MS = 100;
 
-/** A stream over a TCP connection, without Nagle's delay, and with probes that notice a vanished peer. */
+/**
+ * A stream over a TCP connection, without Nagle's delay, and with probes that notice a vanished
+ * peer.
+ */
 function tcpStream(conn: Deno.TcpConn): ByteStream {
   conn.setNoDelay(true);
   conn.setKeepAlive(true);

@@ -34,7 +34,9 @@ export async function connectUnix(path: string): Promise<ByteStream> {
   return new ConnStream(await Deno.connect({ path, transport: "unix" }), path);
 }
 
-/** Removes a socket file that nobody answers on. One that is in use is left: listening then fails. */
+/**
+ * Removes a socket file that nobody answers on. One that is in use is left: listening then fails.
+ */
 async function removeStale(path: string): Promise<void> {
   const info = await Deno.lstat(path).catch(() => undefined);
   if (info?.isSocket !== true) return;

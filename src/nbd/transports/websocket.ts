@@ -24,13 +24,16 @@ const CLOSE_NORMAL = 1000;
 const CLOSE_UNSUPPORTED_DATA = 1003;
 const CLOSE_POLICY_VIOLATION = 1008;
 
-/** There is no event for room in a WebSocket: it is looked for again, less often while nothing moves. */
+/**
+ * There is no event for room in a WebSocket: it is looked for again, less often while nothing
+ * moves.
+ */
 const POLL_MIN_MS = 1;
 const POLL_MAX_MS = 100;
 
 /**
- * Relays until either side closes; resolves with the reason. The socket may still be connecting. Call it
- * right after the upgrade: messages that came before are lost.
+ * Relays until either side closes; resolves with the reason. The socket may still be connecting.
+ * Call it right after the upgrade: messages that came before are lost.
  */
 export function relayWebSocket(socket: WebSocket, port: MessagePort): Promise<string> {
   return new Promise((resolve) => new Relay(socket, port, resolve));
