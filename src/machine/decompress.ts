@@ -40,6 +40,7 @@ export async function decompress(
 ): Promise<Uint8Array> {
   const { compression, maxBytes } = options;
   if (compression === "xz") return await decompressXz(bytes, maxBytes);
+  if (compression === "zstd") requireWholeZstd(bytes);
   const expand = compression === "gzip" ? gunzipSync : zstdDecompressSync;
   try {
     return expand(bytes, { maxOutputLength: maxBytes });
@@ -47,6 +48,42 @@ export async function decompress(
     if ((error as { code?: unknown }).code === "ERR_BUFFER_TOO_LARGE") throw tooLarge(maxBytes);
     throw error;
   }
+}
+
+/**
+ * The runtime's zstd takes the end of its input for the end of the data. So the frames are walked first
+ * (RFC 8878, 3.1.1), by their blocks' sizes.
+ */
+function requireWholeZstd(bytes: Uint8Array): void {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  try {
+    let offset = 0;
+    do offset = skipZstdFrame(view, offset); while (
+      detectCompression(bytes.subarray(offset)) === "zstd"
+    );
+  } catch (cause) {
+    if (cause instanceof RangeError) throw new RangeError("truncated zstd data", { cause });
+    throw cause;
+  }
+}
+
+/** The offset behind the frame at `offset`; reading beyond the end throws a RangeError. */
+function skipZstdFrame(view: DataView, offset: number): number {
+  const descriptor = view.getUint8(offset + 4);
+  const isSingleSegment = (descriptor & 0x20) !== 0;
+  const contentSizeFlag = descriptor >> 6;
+  const contentSizeBytes = contentSizeFlag === 0 ? Number(isSingleSegment) : 1 << contentSizeFlag;
+  const dictionaryBytes = [0, 1, 2, 4][descriptor & 3] ?? 0;
+  let at = offset + 5 + Number(!isSingleSegment) + dictionaryBytes + contentSizeBytes;
+  for (let isLast = false; !isLast;) {
+    const header = view.getUint16(at, true) | (view.getUint8(at + 2) << 16);
+    isLast = (header & 1) !== 0;
+    // A run-length block holds one byte, whatever its size says.
+    at += 3 + (((header >> 1) & 3) === 1 ? 1 : header >> 3);
+  }
+  const end = at + ((descriptor & 4) !== 0 ? 4 : 0);
+  if (end > view.byteLength) throw new RangeError("the last block is incomplete");
+  return end;
 }
 
 async function decompressXz(
