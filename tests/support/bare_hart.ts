@@ -14,7 +14,7 @@ import {
   readHartLayout,
 } from "../../src/wasm/hart.ts";
 
-const module = await compileHart();
+export const module = await compileHart();
 export const layout = readHartLayout(module);
 export const RAM = Number(layout.RAM_GPA);
 
