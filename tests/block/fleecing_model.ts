@@ -16,7 +16,6 @@ import { BlockError, toBlockError } from "../../src/block/errors.ts";
 import type { SnapshotExport } from "../../src/block/exports/snapshot_export.ts";
 import { CopyBeforeWriteNode } from "../../src/block/filters/copy_before_write.ts";
 import { Fleecing } from "../../src/block/fleecing.ts";
-import { BlockGraph } from "../../src/block/graph.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
 import {
   type ByteRange,
@@ -28,6 +27,7 @@ import {
 import { compileKernels, Kernels } from "../../src/wasm/kernels.ts";
 import { FakeClock } from "../support/fake_clock.ts";
 import { allSettled, Random, Scheduler, SimulatedNode } from "../support/simulation.ts";
+import { WatchedGraph } from "../support/watched_graph.ts";
 
 const module = await compileKernels();
 const CLUSTER = 64 * 1024;
@@ -36,24 +36,6 @@ const DISK_BYTES = 5 * CLUSTER + 3584;
 const CLUSTER_COUNT = Math.ceil(DISK_BYTES / CLUSTER);
 const REQUESTS_MAX = 14;
 const FLEECINGS_MAX = 3;
-
-/** Tells when a filter came to stand: between two requests. */
-class WatchedGraph extends BlockGraph {
-  onFilter: (filter: CopyBeforeWriteNode) => void = () => {};
-  readonly #seen = new Set<CopyBeforeWriteNode>();
-
-  override drained<T>(...[nodes, action]: Parameters<BlockGraph["drained"]>): Promise<T> {
-    return super.drained(nodes, () => {
-      const result = action();
-      for (const node of this.list()) {
-        if (!(node instanceof CopyBeforeWriteNode) || this.#seen.has(node)) continue;
-        this.#seen.add(node);
-        this.onFilter(node);
-      }
-      return result as T;
-    });
-  }
-}
 
 /** A fleecing and what is to be seen in it. */
 interface Model {
@@ -97,6 +79,7 @@ export class FleecingSimulation {
   readonly #running = new Set<Promise<void>>();
   #nextNumber = 0;
   #pendingModel: Model | null = null;
+  readonly #seen = new Set<CopyBeforeWriteNode>();
 
   constructor(seed: number) {
     this.#random = new Random(seed);
@@ -125,7 +108,13 @@ export class FleecingSimulation {
       perm: PERM_CONSISTENT_READ | PERM_WRITE,
       shared: PERM_ALL & ~PERM_WRITE,
     });
-    this.#graph.onFilter = (filter) => this.#freeze(filter);
+    this.#graph.onMoment = () => {
+      for (const node of this.#graph.list()) {
+        if (!(node instanceof CopyBeforeWriteNode) || this.#seen.has(node)) continue;
+        this.#seen.add(node);
+        this.#freeze(node);
+      }
+    };
   }
 
   /** Does `count` random things, then lets everything end and looks at what is left. */

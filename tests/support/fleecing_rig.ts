@@ -17,7 +17,6 @@ import { toBlockError } from "../../src/block/errors.ts";
 import type { SnapshotExport } from "../../src/block/exports/snapshot_export.ts";
 import { FaultInjectionNode, type FaultRule } from "../../src/block/filters/fault_injection.ts";
 import { Fleecing, type FleecingOptions } from "../../src/block/fleecing.ts";
-import { BlockGraph } from "../../src/block/graph.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
 import {
   type MaybePromise,
@@ -28,6 +27,7 @@ import {
 } from "../../src/block/types.ts";
 import { compileKernels, Kernels } from "../../src/wasm/kernels.ts";
 import { FakeClock } from "./fake_clock.ts";
+import { WatchedGraph } from "./watched_graph.ts";
 
 export const KiB = 1024;
 export const MiB = 1024 * KiB;
@@ -113,7 +113,7 @@ export interface RigFleecing {
  *   fleecing target: tempN (fault-injection) --> temp-fileN (memory)
  */
 export class Rig {
-  readonly graph = new BlockGraph();
+  readonly graph = new WatchedGraph();
   readonly kernels = new Kernels(module);
   readonly bitmaps = new DirtyBitmaps(this.kernels);
   readonly clock = new FakeClock();
