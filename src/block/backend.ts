@@ -3,8 +3,8 @@
  * path through the graph, states the permissions of its owner, counts requests in flight, and holds
  * new requests back while a drained section covers it.
  *
- *   open --> request: held is false -> node, in flight until answered
- *        --> request: held is true  -> queue -> (drained section ends) -> node, in the order of arrival
+ *   open --> request, not held -> node, in flight until answered
+ *        --> request, held -> queue -> (drained section ends) -> node, in the order of arrival
  *   open --release--> closed: queued requests fail with ESHUTDOWN, those in flight are waited for
  *
  * No request is in flight between the moment a drained section's action starts and its end.
@@ -31,6 +31,7 @@ import {
 export interface BlockBackendOptions {
   /** For messages and statistics: the device's or the export's name. */
   name: string;
+  /** The node that it works on first. */
   nodeName: string;
   /** Permissions (PERM_*) that the owner needs. */
   perm: number;
@@ -42,7 +43,9 @@ export interface BlockBackendOptions {
 export interface OperationStatistics {
   /** Answered well. */
   count: number;
+  /** Their bytes. */
   bytes: number;
+  /** Answered with an error. */
   failedCount: number;
 }
 
@@ -57,10 +60,13 @@ export interface BackendStatistics {
 
 /** A user of a block node. */
 export class BlockBackend implements EdgeParent {
+  /** The owner's name, perhaps empty. */
   readonly name: string;
+  /** Where its node is. */
   readonly graph: BlockGraph;
   /** The edge to the node. */
   readonly root: BlockEdge;
+  /** Its requests so far. */
   readonly statistics: BackendStatistics = {
     read: noOperations(),
     write: noOperations(),
@@ -79,7 +85,9 @@ export class BlockBackend implements EdgeParent {
   #queue: HeldRequest[] = [];
   #idleWaiters: (() => void)[] = [];
 
-  /** Takes its permissions at once. Throws a BlockError (EPERM, ENOENT) where it can't have them. */
+  /**
+   * Takes its permissions at once. Throws a BlockError (EPERM, ENOENT) where it can't have them.
+   */
   constructor(graph: BlockGraph, options: BlockBackendOptions) {
     this.name = options.name;
     this.graph = graph;
@@ -94,6 +102,7 @@ export class BlockBackend implements EdgeParent {
     return this.root.node;
   }
 
+  /** The node's size now. */
   get sizeBytes(): number {
     return this.root.node.sizeBytes;
   }
@@ -112,21 +121,25 @@ export class BlockBackend implements EdgeParent {
     return this.#queue.length;
   }
 
+  /** Reads, see BlockNode.read; counted, and held in a drained section, as all requests here. */
   read(offset: number, target: IoVector): MaybePromise<void> {
     if (this.#isHeld) return this.#hold(() => this.#read(offset, target));
     return this.#read(offset, target);
   }
 
+  /** Writes, see BlockNode.write. Needs PERM_WRITE. */
   write(offset: number, source: IoVector, flags = 0): MaybePromise<void> {
     if (this.#isHeld) return this.#hold(() => this.#write(offset, source, flags));
     return this.#write(offset, source, flags);
   }
 
+  /** Zeroes a range, see BlockNode.writeZeroes. Needs PERM_WRITE. */
   writeZeroes(offset: number, length: number, flags = 0): MaybePromise<void> {
     if (this.#isHeld) return this.#hold(() => this.#writeZeroes(offset, length, flags));
     return this.#writeZeroes(offset, length, flags);
   }
 
+  /** Discards a range, see BlockNode.discard. Needs PERM_WRITE. */
   discard(offset: number, length: number): MaybePromise<void> {
     const { discard } = this.statistics;
     return this.#run(discard, length, () => {
@@ -135,14 +148,17 @@ export class BlockBackend implements EdgeParent {
     });
   }
 
+  /** See BlockNode.flush. */
   flush(): MaybePromise<void> {
     return this.#run(this.statistics.flush, 0, () => this.root.node.flush());
   }
 
+  /** See BlockNode.blockStatus. */
   blockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return this.#run(this.#other, 0, () => this.root.node.blockStatus(offset, length));
   }
 
+  /** See BlockNode.snapshotRead. Counts as a read. */
   snapshotRead(offset: number, target: IoVector): MaybePromise<void> {
     const { length } = target;
     return this.#run(this.statistics.read, length, () => {
@@ -150,10 +166,12 @@ export class BlockBackend implements EdgeParent {
     });
   }
 
+  /** See BlockNode.snapshotBlockStatus. */
   snapshotBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return this.#run(this.#other, 0, () => this.root.node.snapshotBlockStatus(offset, length));
   }
 
+  /** See BlockNode.snapshotDiscard. Counts as a discard. */
   snapshotDiscard(offset: number, length: number): MaybePromise<void> {
     return this.#run(this.statistics.discard, length, () => {
       return this.root.node.snapshotDiscard(offset, length);
@@ -186,6 +204,7 @@ export class BlockBackend implements EdgeParent {
     return new Promise((resolve) => this.#idleWaiters.push(resolve));
   }
 
+  /** A drained section covers the backend. */
   drainBegin(): void {
     this.#drainDepth++;
     this.#isHeld = true;

@@ -22,7 +22,8 @@ import { PERM_ALL } from "./types.ts";
  * - `image`: the parent keeps its data and metadata in it (a format's file)
  * - `data`: the parent keeps data in it, no metadata
  * - `cow`: what the parent does not hold itself is read from it (a backing node)
- * - `snapshot`: the parent uses the node's snapshot calls only: this very node, no other in its place
+ * - `snapshot`: the parent uses the node's snapshot calls only: this very node, no other in its
+ * place
  */
 export type ChildRole = "root" | "filtered" | "image" | "data" | "cow" | "snapshot";
 
@@ -37,9 +38,11 @@ export class BlockEdge {
   /** The permissions (PERM_*) that the parent takes on the node. */
   perm = 0;
   /** The permissions that the parent lets others take. */
-  shared = PERM_ALL;
+  shared: number = PERM_ALL;
 
+  /** The edge counts once the graph has it: see BlockGraph. */
   constructor(
+    /** Who uses the child. */
     readonly parent: EdgeParent,
     /** The child's name in its parent: "root", "file", "target", "backing". */
     readonly name: string,

@@ -1,8 +1,8 @@
 /**
  * The block graph of one machine: named nodes, the edges between them, and drained sections.
  *
- * Every change of an edge is made, checked against the permission rules, and undone when they forbid
- * it: a failed call leaves the graph as it was. Nothing else writes edges.
+ * Every change of an edge is made, checked against the permission rules, and undone when they
+ * forbid it: a failed call leaves the graph as it was. Nothing else writes edges.
  *
  * A drained section covers some nodes and everything above them: backends there queue new requests,
  * those in flight and the background work of covered nodes have ended when the section's action
@@ -64,6 +64,7 @@ export class BlockGraph {
     return node;
   }
 
+  /** The node of that name, if there is one. */
   find(nodeName: string): BlockNode | undefined {
     return this.#nodes.get(nodeName);
   }
@@ -78,7 +79,9 @@ export class BlockGraph {
     return [...this.#backends];
   }
 
-  /** Takes a node that nobody uses out and closes it. Throws a BlockError (EBUSY) where one does. */
+  /**
+   * Takes a node that nobody uses out and closes it. Throws a BlockError (EBUSY) where one does.
+   */
   async remove(nodeName: string): Promise<void> {
     const node = this.get(nodeName);
     if (node.parents.size > 0) throw inUse(node);
@@ -142,8 +145,8 @@ export class BlockGraph {
   }
 
   /**
-   * Makes `edge` lead to another node. The edge must be covered by a drained section: see `drained`.
-   * Throws a BlockError and changes nothing on a permission conflict or a loop.
+   * Makes `edge` lead to another node. The edge must be covered by a drained section: see
+   * `drained`. Throws a BlockError and changes nothing on a permission conflict or a loop.
    */
   replaceChild(edge: BlockEdge, node: BlockNode): void {
     this.#checkMember(node);
@@ -210,12 +213,14 @@ export class BlockGraph {
 
   // For BlockBackend.
 
+  /** Called by a new backend: takes its permissions or throws. */
   attachBackend(backend: BlockBackend): void {
     const { root } = backend;
     this.#change(() => root.node.addParent(root), () => root.node.removeParent(root));
     this.#backends.add(backend);
   }
 
+  /** Called by a backend that was released. A second call does nothing. */
   detachBackend(backend: BlockBackend): void {
     if (!this.#backends.delete(backend)) return;
     const { root } = backend;
@@ -336,7 +341,10 @@ class DrainedSection {
   }
 }
 
-/** Throws a BlockError (EINVAL) unless `name` follows QEMU's rules: a letter, then letters, digits, -._ */
+/**
+ * Throws a BlockError (EINVAL) unless `name` follows QEMU's rules: a letter, then letters, digits,
+ * -._
+ */
 export function checkNodeName(name: string): void {
   if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) {
     throw new BlockError("EINVAL", `Invalid node-name: '${name}'`);

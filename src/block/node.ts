@@ -39,7 +39,9 @@ export interface BlockNodeOptions {
   nodeName: string;
   /** The driver's name: "file", "raw", "copy-before-write". */
   driver: string;
+  /** At first; `setSize` changes it. */
   sizeBytes: number;
+  /** Refuses writes, whoever asks. */
   isReadOnly: boolean;
   /** Unit of allocation, where the driver has one. */
   clusterSizeBytes?: number | null;
@@ -69,10 +71,13 @@ const ZERO_FLAGS = WRITE_FLAGS | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
 
 /** A node of the block graph. */
 export abstract class BlockNode {
+  /** The driver's name. */
   readonly driver: string;
   /** The node refuses writes, whoever asks. */
   readonly isReadOnly: boolean;
+  /** Unit of allocation, null where the driver has none. */
   readonly clusterSizeBytes: number | null;
+  /** What becomes of discards. */
   readonly discardMode: DiscardMode;
 
   /** Edges to the nodes that this node uses, by child name. */
@@ -91,6 +96,7 @@ export abstract class BlockNode {
   #closing: Promise<void> | null = null;
   #observer: NodeObserver | null = null;
 
+  /** The node is in no graph yet and has no users. */
   constructor(options: BlockNodeOptions) {
     checkSize(options.sizeBytes);
     this.driver = options.driver;
@@ -104,10 +110,12 @@ export abstract class BlockNode {
     this.#sizeBytes = options.sizeBytes;
   }
 
+  /** Its name, unique in its graph. */
   get nodeName(): string {
     return this.#nodeName;
   }
 
+  /** The content's size now. */
   get sizeBytes(): number {
     return this.#sizeBytes;
   }
@@ -210,8 +218,10 @@ export abstract class BlockNode {
 
   // What drivers and filters implement.
 
+  /** Fills `target`, whose length is not 0, with what is at `offset`. */
   protected abstract doRead(offset: number, target: IoVector): MaybePromise<void>;
 
+  /** Not supported by default. `flags` has REQ_FUA only if `handlesFua`. */
   protected doWrite(_offset: number, _source: IoVector, _flags: number): MaybePromise<void> {
     throw this.notSupported("writing");
   }
@@ -229,20 +239,25 @@ export abstract class BlockNode {
   /** A hint, ignored by default. */
   protected doDiscard(_offset: number, _length: number): MaybePromise<void> {}
 
+  /** By default there is nothing to flush. A filter flushes its child. */
   protected doFlush(): MaybePromise<void> {}
 
+  /** By default all is data of this node. May answer for less than was asked. */
   protected doBlockStatus(_offset: number, length: number): MaybePromise<BlockStatus> {
     return { length, flags: STATUS_DATA | STATUS_ALLOCATED };
   }
 
+  /** Not supported by default. */
   protected doSnapshotRead(_offset: number, _target: IoVector): MaybePromise<void> {
     throw this.notSupported("snapshot reads");
   }
 
+  /** Not supported by default. */
   protected doSnapshotBlockStatus(_offset: number, _length: number): MaybePromise<BlockStatus> {
     throw this.notSupported("snapshot block status");
   }
 
+  /** Not supported by default. */
   protected doSnapshotDiscard(_offset: number, _length: number): MaybePromise<void> {
     throw this.notSupported("snapshot discards");
   }
@@ -252,7 +267,9 @@ export abstract class BlockNode {
     throw this.notSupported("resizing");
   }
 
-  /** Releases what the node holds. Nobody uses the node any more and nothing runs in the background. */
+  /**
+   * Releases what the node holds. Nobody uses the node any more and nothing runs in the background.
+   */
   protected doClose(): MaybePromise<void> {}
 
   /** Requests to this node or above it are being stopped: let those go that the node holds back. */
@@ -312,6 +329,7 @@ export abstract class BlockNode {
     }
   }
 
+  /** The error (ENOTSUP) of a request that the driver can't do. */
   protected notSupported(what: string): BlockError {
     return new BlockError(
       "ENOTSUP",
@@ -341,10 +359,12 @@ export abstract class BlockNode {
     this.#nodeName = nodeName;
   }
 
+  /** Somebody uses the node now. */
   addParent(edge: BlockEdge): void {
     this.#parents.add(edge);
   }
 
+  /** Somebody no longer uses the node. */
   removeParent(edge: BlockEdge): void {
     this.#parents.delete(edge);
   }
@@ -354,10 +374,12 @@ export abstract class BlockNode {
     this.onChildResized(edge);
   }
 
+  /** A drained section covers the node, or a backend above it. */
   drainBegin(): void {
     if (++this.#drainDepth === 1) this.onDrainBegin();
   }
 
+  /** That section ended. */
   drainEnd(): void {
     assert(this.#drainDepth > 0, "drainEnd without drainBegin");
     if (--this.#drainDepth === 0) this.onDrainEnd();

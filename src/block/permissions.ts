@@ -1,7 +1,7 @@
 /**
- * Who may do what to a node at the same time. Every edge takes permissions on its child (`perm`) and
- * says which ones others may take beside it (`shared`). Backends state theirs; a node derives those
- * on its children from what its own parents take and share, so that permissions flow from the
+ * Who may do what to a node at the same time. Every edge takes permissions on its child (`perm`)
+ * and says which ones others may take beside it (`shared`). Backends state theirs; a node derives
+ * those on its children from what its own parents take and share, so that permissions flow from the
  * devices and exports down to the files. The rules and messages are QEMU's (block.c).
  *
  * `planPermissions` computes and checks without changing anything; the graph commits the plan or
@@ -23,7 +23,9 @@ import {
 
 /** Taken and shared permissions: of one edge, or of all parents of a node together. */
 export interface Permissions {
+  /** PERM_* that are used. */
   perm: number;
+  /** PERM_* that others may use at the same time. */
   shared: number;
 }
 
@@ -90,8 +92,9 @@ export function cumulativePermissions(
 }
 
 /**
- * The permissions of every edge from a node of `nodes` to another, for the graph as it stands. Throws
- * a BlockError (EPERM) where two users contradict each other or a read-only node would be written.
+ * The permissions of every edge from a node of `nodes` to another, for the graph as it stands.
+ * Throws a BlockError (EPERM) where two users contradict each other or a read-only node would be
+ * written.
  */
 export function planPermissions(nodes: Iterable<BlockNode>): Map<BlockEdge, Permissions> {
   const plan = new Map<BlockEdge, Permissions>();

@@ -1,6 +1,6 @@
 /**
- * Zeroes for drivers that can only write: one constant buffer, bounded requests, and pauses, so that
- * a request of any length neither allocates nor keeps the isolate from its other work.
+ * Zeroes for drivers that can only write: one constant buffer, bounded requests, and pauses, so
+ * that a request of any length neither allocates nor keeps the isolate from its other work.
  *
  * @module
  */

@@ -236,7 +236,7 @@ Deno.test("A drained section waits for the background work of its nodes", async 
   assertEquals(isDrained, true);
 });
 
-Deno.test("BlockBackend.release() fails what is queued, waits for the rest, frees the node", async () => {
+Deno.test("BlockBackend.release() fails the queue and waits for the rest", async () => {
   const { graph, gate, device, memory, faults } = gatedDisk();
   const inFlight = device.write(0, filled(1, 1));
   const section = graph.drained([memory], () => {});

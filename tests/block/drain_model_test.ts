@@ -1,6 +1,7 @@
 /**
- * Several users write to a slow disk at random while drained sections begin and end and filters come
- * and go. Nothing is lost, answered twice or reordered, and a section's action sees a quiet disk.
+ * Several users write to a slow disk at random while drained sections begin and end and filters
+ * come and go. Nothing is lost, answered twice or reordered, and a section's action sees a quiet
+ * disk.
  */
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";

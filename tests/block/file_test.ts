@@ -471,7 +471,9 @@ Deno.test({
       const { IoVector } = await import(${JSON.stringify(vectors)});
       const path = ${JSON.stringify(`${folder.path}/disk`)};
       const create = { nodeName: "d", path, isReadOnly: false, create: true };
-      const code = (action) => { try { action(); return "ok"; } catch (error) { return error.code; } };
+      const code = (action) => {
+        try { action(); return "ok"; } catch (error) { return error.code; }
+      };
       const answers = [code(() => FileNode.open({ ...create, sizeBytes: 2 ** 30 }))];
       const disk = FileNode.open({ ...create, sizeBytes: 2 ** 20 });
       answers.push(code(() => disk.write(0, IoVector.of(new Uint8Array(2 ** 20)))));

@@ -1,6 +1,6 @@
 /**
- * Random operations on a block graph against a model that knows the permission rules in another form:
- * sets of names, worked out anew for every edge.
+ * Random operations on a block graph against a model that knows the permission rules in another
+ * form: sets of names, worked out anew for every edge.
  */
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
@@ -328,7 +328,7 @@ function moveModelEdge(model: Model, edge: BlockEdge, child: string): void {
   }
 }
 
-Deno.test("BlockGraph does what the permission rules allow, and a refused change changes nothing", async () => {
+Deno.test("BlockGraph does what its rules allow; a refused change changes nothing", async () => {
   await fc.assert(
     fc.asyncProperty(
       fc.array(operation, { minLength: 40, maxLength: 120, size: "max" }),

@@ -198,7 +198,7 @@ Deno.test("BlockGraph.replaceChild() makes no loops and needs a drained section"
   assertEquals([low.sizeBytes, high.sizeBytes], [4096, 4096]);
 });
 
-Deno.test("BlockGraph.close() closes parents before children, and all in spite of failures", async () => {
+Deno.test("BlockGraph.close() closes parents first, and all in spite of failures", async () => {
   const order: string[] = [];
   class ClosingNode extends RecordingNode {
     constructor(nodeName: string, ...children: BlockNode[]) {

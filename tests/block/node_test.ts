@@ -133,7 +133,7 @@ Deno.test("BlockNode swallows discards, and keeps zeroes allocated, with discard
   assertEquals(unmapping.calls, ["discard 0 10", "zeroes 0 10 2"]);
 });
 
-Deno.test("BlockNode has no snapshot, efficient zeroes or resize unless its driver says so", async () => {
+Deno.test("BlockNode has no snapshot, cheap zeroes or resize unless its driver does", async () => {
   const node = new RecordingNode();
   const requests = [
     () => node.snapshotRead(0, filled(1, 0)),

@@ -1,14 +1,15 @@
 /**
- * A disk in a regular file, by synchronous positional I/O: ten to forty times cheaper on this runtime
- * than asynchronous, straight between the request's buffers and the page cache. It belongs into a
- * worker of its own. A flush of much data or on a slow medium is the exception: it runs beside.
+ * A disk in a regular file, by synchronous positional I/O: ten to forty times cheaper on this
+ * runtime than asynchronous, straight between the request's buffers and the page cache. It belongs
+ * into a worker of its own. A flush of much data or on a slow medium is the exception: it runs
+ * beside.
  *
  * With libc (libc.ts: permission `--allow-ffi`) discards punch holes, zeroes are cheap, holes are
  * found, and scattered buffers of shared memory move in one call. Without it zeroes are written,
  * discards do nothing and everything counts as data; `details` says so.
  *
- * A flush that failed may have lost data that the system no longer knows to be unwritten: every later
- * flush fails as well (as in QEMU), until the disk is opened again.
+ * A flush that failed may have lost data that the system no longer knows to be unwritten: every
+ * later flush fails as well (as in QEMU), until the disk is opened again.
  *
  * @module
  */
@@ -252,7 +253,8 @@ export class FileNode extends BlockNode {
         resolve();
       });
     });
-    // Who finds nothing new to flush waits for all that are under way, and fails if one of them did.
+    // Who finds nothing new to flush waits for all that are under way, and fails if one of them
+    // did.
     const all = Promise.allSettled([before, flushing]).then(() => {
       if (this.#flushError !== null) throw this.#flushError;
     });

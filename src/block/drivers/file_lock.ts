@@ -3,9 +3,10 @@
  * another process of ours, or QEMU's tools.
  *
  * With libc these are QEMU's own locks (block/file-posix.c): byte 100 + i of the file is locked,
- * shared, by each who uses permission i, byte 200 + i by each who does not let others use it. Before
- * he goes on, everyone looks for a holder of the opposite byte. The locks belong to the open file and
- * end with it. Without libc it is flock(2), which knows only readers and writers, and QEMU nothing of it.
+ * shared, by each who uses permission i, byte 200 + i by each who does not let others use it.
+ * Before he goes on, everyone looks for a holder of the opposite byte. The locks belong to the open
+ * file and end with it. Without libc it is flock(2), which knows only readers and writers, and QEMU
+ * nothing of it.
  *
  * @module
  */
@@ -36,7 +37,10 @@ export interface FileLock {
   end(): void;
 }
 
-/** Locks an image. Throws a BlockError (EBUSY) where somebody uses it in a way that does not go along. */
+/**
+ * Locks an image. Throws a BlockError (EBUSY) where somebody uses it in a way that does not go
+ * along.
+ */
 export function lockFile(options: LockOptions): FileLock {
   if (options.libc !== null) {
     const isLocked = lockBytes(options.libc, options);

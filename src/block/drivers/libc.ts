@@ -1,6 +1,7 @@
 /**
- * What the runtime's file API lacks, called in libc: holes, zeroed ranges, image locks, and vectored
- * I/O into shared memory in one call. Needs the permission `--allow-ffi`, 64-bit Linux and glibc.
+ * What the runtime's file API lacks, called in libc: holes, zeroed ranges, image locks, and
+ * vectored I/O into shared memory in one call. Needs the permission `--allow-ffi`, 64-bit Linux and
+ * glibc.
  *
  * Descriptors are the operating system's own numbers, as node:fs gives them. Every call either does
  * all of its work or says that it did not; the callers then go the ordinary way, which finds the
@@ -170,7 +171,9 @@ export class LibC {
     return location === null ? 0 : new Deno.UnsafePointerView(location).getInt32();
   }
 
-  /** Writes the iovec array. False where a buffer is not in shared memory, or there are too many. */
+  /**
+   * Writes the iovec array. False where a buffer is not in shared memory, or there are too many.
+   */
   #fillVector(buffers: readonly Uint8Array[]): boolean {
     if (buffers.length > VECTOR_COUNT_MAX) return false;
     let at = 0;

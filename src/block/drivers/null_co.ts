@@ -1,5 +1,6 @@
 /**
- * A disk that is not there: writes are thrown away, reads leave the buffer as it is, or zero it with
+ * A disk that is not there: writes are thrown away, reads leave the buffer as it is, or zero it
+ * with
  * `readZeroes`. For measurements, and as a target whose content nobody wants.
  *
  * @module

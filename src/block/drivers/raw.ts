@@ -1,6 +1,7 @@
 /**
  * The raw format: a disk's bytes as they are in another node, all of it, or the part
- * `[offset, offset + sizeBytes)`. Without offset and size it is a filter and follows the node's size.
+ * `[offset, offset + sizeBytes)`. Without offset and size it is a filter and follows the node's
+ * size.
  *
  * @module
  */

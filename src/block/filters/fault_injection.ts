@@ -1,8 +1,8 @@
 /**
  * A filter that makes requests fail, wait, or both, by rules. What a rule doesn't name passes.
  *
- * Rules are looked at in their order; the first that matches a request and is not used up decides. A
- * rule lets `skipCount` matching requests pass first and acts `count` times.
+ * Rules are looked at in their order; the first that matches a request and is not used up decides.
+ * A rule lets `skipCount` matching requests pass first and acts `count` times.
  *
  * @module
  */
@@ -25,6 +25,7 @@ export type FaultOperation =
 
 /** A rule. */
 export interface FaultRule {
+  /** The kinds of requests that it matches. */
   operations: readonly FaultOperation[];
   /** Requests that have a byte of it; all unless given. A flush has every byte. */
   range?: ByteRange;
@@ -34,7 +35,9 @@ export interface FaultRule {
   delayMs?: number;
   /** The request waits for it. Called once a request. */
   gate?: () => Promise<unknown>;
-  /** Whether waiting and failing come before the child's work, which then may not happen, or after. */
+  /**
+   * Whether waiting and failing come before the child's work, which then may not happen, or after.
+   */
   when?: "before" | "after";
   /** Matching requests that pass before the rule acts. None unless given. */
   skipCount?: number;
@@ -92,6 +95,7 @@ export class FaultInjectionNode extends BlockNode {
     this.#rules = this.#rules.filter((rule) => rule !== active);
   }
 
+  /** All rules, also those that are used up. */
   get rules(): readonly ActiveFaultRule[] {
     return this.#rules;
   }

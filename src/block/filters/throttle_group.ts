@@ -1,6 +1,6 @@
 /**
- * Limits on requests and bytes a second, shared by all throttle nodes of a group. The rules are those
- * of QEMU's throttle groups (docs/throttle.txt): leaky buckets.
+ * Limits on requests and bytes a second, shared by all throttle nodes of a group. The rules are
+ * those of QEMU's throttle groups (docs/throttle.txt): leaky buckets.
  *
  * Each limited quantity (requests or bytes; reads, writes or both) is a bucket that drains at the
  * average rate and into which each request pours what it is worth. A request may start while no
@@ -23,6 +23,7 @@ import { BlockError } from "../errors.ts";
 
 /** The rate of one quantity, a second. */
 export interface ThrottleRate {
+  /** What is allowed in the long run. */
   average: number;
   /** The rate during bursts: at least the average. */
   burst?: number;
@@ -50,6 +51,7 @@ const RATE_MAX = 1e15;
 
 /** A member: one throttle node. Made by `join`. */
 export class ThrottleMember {
+  /** Requests that wait, by direction, the oldest first. */
   readonly queues: Record<ThrottleDirection, PendingRequest[]> = { read: [], write: [] };
   /** In a drained section. */
   isReleased = false;
@@ -62,6 +64,7 @@ interface PendingRequest {
 
 /** A group. */
 export class ThrottleGroup {
+  /** As descriptions of nodes show it. */
   readonly name: string;
   readonly #clock: Clock;
   readonly #requestBytes: number;
@@ -96,6 +99,7 @@ export class ThrottleGroup {
     };
   }
 
+  /** A new member, without requests. */
   join(): ThrottleMember {
     const member = new ThrottleMember();
     this.#members.push(member);
