@@ -89,11 +89,12 @@ export function currentFetchTlb(): u32 {
  * the loop finds the page by itself next time.
  */
 export function findCode(pc: u64): u32 {
+  const entry = currentFetchTlb() + (<u32>(pc >> TLB_SHIFT) & TLB_MASK);
+  if ((pc & ~0xfff) === load<u64>(entry)) return load<u32>(entry, 8) + ((<u32>pc & 0xffe) << 2);
   const gpa = translateFetch(pc);
   if (event === EVENT_EXCEPTION) return 0;
   if (!isPmpUniform(gpa & ~0xfff)) return decodeLone(pc, gpa);
   const code = codeOfPage(<u32> ((gpa - RAM_GPA) >> 12));
-  const entry = currentFetchTlb() + (<u32> (pc >> TLB_SHIFT) & TLB_MASK);
   store<u64>(entry, pc & ~0xfff);
   store<u32>(entry, code, 8);
   return code + ((<u32> pc & 0xffe) << 2);

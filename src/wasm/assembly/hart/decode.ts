@@ -108,10 +108,10 @@ function decodeWide(bits: u32, pageOffset: u32, isAlone: bool, length: u32, orig
     case 0x12:
     case 0x13:
       // fmt 0 is S, 1 is D
-      if (((bits >> 25) & 3) < 2) slot = whole(op.OP_FMA, bits, length);
+      if (((bits >> 25) & 3) < 2) slot = whole(opcodeOfFma(bits), bits, length);
       break;
     case 0x14:
-      if (((bits >> 25) & 3) < 2) slot = whole(op.OP_FLOAT, bits, length);
+      if (((bits >> 25) & 3) < 2) slot = whole(opcodeOfFloat(bits), bits, length);
       break;
     case 0x18:
       slot = decodeBranch(bits, pageOffset, isAlone, length);
@@ -375,6 +375,42 @@ function opcodeOfOp32(bits: u32): u32 {
 function pick8(i: u32, a: u32, b: u32, c: u32, d: u32, e: u32, f: u32, g: u32, h: u32): u32 {
   if (i < 4) return i < 2 ? (i === 0 ? a : b) : (i === 2 ? c : d);
   return i < 6 ? (i === 4 ? e : f) : (i === 6 ? g : h);
+}
+
+// ---- floating point: what the loop does itself, in its usual form --------------------------------
+
+/** To nearest, or by frm: the loop does both only while frm says to nearest. */
+function isUsualRounding(bits: u32): bool {
+  const rm = (bits >> 12) & 7;
+  return rm === 0 || rm === 7;
+}
+
+function opcodeOfFma(bits: u32): u32 {
+  const isDouble = ((bits >> 25) & 3) === 1;
+  return isDouble && isUsualRounding(bits) ? op.OP_FMADD_D + ((bits >> 2) & 3) : op.OP_FMA;
+}
+
+function opcodeOfFloat(bits: u32): u32 {
+  const funct5 = bits >> 27;
+  const isDouble = ((bits >> 25) & 3) === 1;
+  if (funct5 < 4) {
+    if (!isUsualRounding(bits)) return op.OP_FLOAT;
+    return (isDouble ? op.OP_FADD_D : op.OP_FADD_S) + funct5;
+  }
+  return isDouble ? opcodeOfDouble(bits, funct5) : op.OP_FLOAT;
+}
+
+/** Moves, comparisons and the conversion that is always exact. */
+function opcodeOfDouble(bits: u32, funct5: u32): u32 {
+  const funct3 = (bits >> 12) & 7;
+  const writesX0 = fieldRd(bits) === 0;
+  if (funct5 === 0x04 && funct3 === 0) return op.OP_FSGNJ_D;
+  if (funct5 === 0x14 && funct3 < 3 && !writesX0) return op.OP_FLE_D + funct3;
+  if (fieldRs2(bits) !== 0) return op.OP_FLOAT;
+  if (funct5 === 0x1c && funct3 === 0 && !writesX0) return op.OP_FMV_X_D;
+  if (funct5 === 0x1e && funct3 === 0) return op.OP_FMV_D_X;
+  if (funct5 === 0x1a && funct3 < 5) return op.OP_FCVT_D_W;
+  return op.OP_FLOAT;
 }
 
 // ---- SYSTEM -------------------------------------------------------------------------------------

@@ -1,97 +1,148 @@
 /**
  * The interpreter's loop: one dispatch and one handler for each guest instruction.
  *
- * Everything that the loop keeps is in locals: `at`, the address of the next decoded instruction;
- * `pcOf`, what to add to at / 4 for the guest's pc; `left`, the instructions that may still be retired;
- * `h`, `tlb` and `fetchTlb`, addresses that hold while the loop runs. Privilege, mstatus and translation
- * never change inside the loop without leaving it.
+ * `execute` calls nothing: what a handler can't do by itself (a TLB miss, a CSR, a trap, ...) stops the
+ * loop, slow.ts does it, and enters the loop again. So everything that the loop keeps stays in machine
+ * registers: `at`, the address of the next decoded instruction; `left`, the instructions that may still
+ * be retired; `x` and `tlb`, addresses that hold while the loop runs. Between two executions they are
+ * in the globals below, which are the instance's own.
+ *
+ * The guest's pc is pcOf + at / 4. Privilege, mstatus and translation never change inside the loop.
  *
  * A handler ends with `continue` (next instruction), with `break` after setting `target` (jump off the
- * page), or with `return` (exception, or something that `run` has to look at). `left` is checked where
- * control goes elsewhere, so a slice overruns its budget by a page of straight code at most.
- *
- * pc and instret are in memory exactly when the loop is left and when a CSR instruction runs.
+ * page), or with `return` (slow.ts). `left` is checked where control goes elsewhere, so a slice overruns
+ * its budget by a page of straight code at most.
  */
 
-import { sbiCall } from "./board/sbi";
-import * as atomics from "./atomics";
-import { currentFetchTlb, decodeAt, decodeStraddling, dropStaleCode, findCode } from "./code";
-import { executeCsr } from "./csr";
-import {
-  CAUSE_BREAKPOINT,
-  CAUSE_ECALL_U,
-  CAUSE_ILLEGAL_INSTRUCTION,
-  clearEvent,
-  event,
-  EVENT_EXCEPTION,
-  EVENT_NONE,
-  raiseException,
-} from "./event";
-import { executeFloat, executeFma, isFloatOn, markFloatDirty } from "./float_ops";
+import { FLAG_NX, fflags } from "./float/flags";
+import { isPlain32 } from "./float/f32";
+import { F64_SIGN, hostFuses, isPlain64 } from "./float/f64";
 import * as integer from "./integer";
-import { HART_F, HART_STATE_WORD, HART_WAITING, HART_X, SBI_BUILT_IN } from "./layout";
-import { currentTlb, loadSlow, storeSlow } from "./mmu";
+import { HART_F, HART_X } from "./layout";
 import * as op from "./opcodes";
 import {
-  flushTlb,
-  flushTlbPage,
+  FRM,
   getCsr,
-  getInstret,
-  getPriv,
-  getX,
   hart,
   HART_FENCE_WORD,
   MSTATUS,
-  MSTATUS_TSR,
-  MSTATUS_TVM,
-  MSTATUS_TW,
-  PRIV_M,
-  PRIV_S,
-  PRIV_U,
-  setInstret,
-  setPc,
+  MSTATUS_FS,
   TLB_MASK,
   TLB_SHIFT,
   TLB_WRITE,
 } from "./state";
-import { returnFromMachine, returnFromSupervisor, takeException } from "./trap";
 
-/** The budget is used up, or interrupts, privilege or translation may have changed. */
-export const EXIT_TO_TURN: u32 = 0;
-/** The hart waits or was stopped, or devices want to be looked at: the slice is over. */
-export const EXIT_TO_SLICE: u32 = 1;
+/** Go on at `stopTarget`: the budget is used up, or its page is not in the fetch TLB. */
+export const STOP_JUMP: u32 = 0;
+/** `stopSlot` is for slow.ts; stopAt and stopLeft count it as done. */
+export const STOP_SLOW: u32 = 1;
 
-/** Why the loop was left. */
-export let exitKind: u32 = 0;
+// What the loop keeps, while it does not run.
+export let stopAt: u32 = 0;
+export let stopLeft: i32 = 0;
+export let stopSlot: u64 = 0;
+export let stopTarget: u64 = 0;
+export let pcOf: u64 = 0;
 
-/** instret when `left` will be 0. */
-let instretEnd: u64 = 0;
+/** Tables of the current privilege and context: to be set before `execute`. */
+let dataTlb: u32 = 0;
+let fetchTlb: u32 = 0;
 
-const FS_DIRTY: u32 = 0x6000;
+/** FS is dirty already: registers may be read and written without a further look. */
+let isFloatDirty: bool = false;
+/** Besides: rounding to nearest, and NX set already, so that the host's plain results are exact enough. */
+let isFloatHost: bool = false;
+
 const FLOAT_BOX: u64 = 0xffff_ffff_0000_0000;
+const F_FROM_X: u32 = HART_F - HART_X;
+const FENCE_WORD_FROM_X: u32 = HART_FENCE_WORD - HART_X;
 
-// ---- operands -----------------------------------------------------------------------------------
-
-function rs1(h: u32, low: u32): u64 {
-  return load<u64>(h + ((low >> 8) & 0xf8), HART_X);
+/** Begins a turn: `budget` instructions. */
+export function beginTurn(budget: i32, newDataTlb: u32, newFetchTlb: u32): void {
+  stopLeft = budget;
+  dataTlb = newDataTlb;
+  fetchTlb = newFetchTlb;
+  refreshFloat();
 }
 
-function rs2(h: u32, low: u32): u64 {
-  return load<u64>(h + ((low >> 16) & 0xf8), HART_X);
+/** To be called when mstatus.FS, frm or fflags may have changed. */
+export function refreshFloat(): void {
+  isFloatDirty = (getCsr(MSTATUS) & MSTATUS_FS) === MSTATUS_FS;
+  isFloatHost = isFloatDirty && getCsr(FRM) === 0 && (fflags & FLAG_NX) !== 0;
 }
 
-function setRd(h: u32, low: u32, value: u64): void {
-  store<u64>(h + (low & 0xf8), value, HART_X);
+/** The next instruction is the decoded one at `code`, for the guest at `pc`. */
+export function continueAt(code: u32, pc: u64): void {
+  stopAt = code;
+  pcOf = pc - <u64>(code >> 2);
+}
+
+/** The instruction that was counted did not retire, or was none. */
+export function uncount(): void {
+  stopLeft++;
+}
+
+// ---- operands: `x` is the address of the integer registers ----------------------------------------
+
+function rs1(x: u32, low: u32): u64 {
+  return load<u64>(x + ((low >> 8) & 0xf8));
+}
+
+function rs2(x: u32, low: u32): u64 {
+  return load<u64>(x + ((low >> 16) & 0xf8));
+}
+
+function setRd(x: u32, low: u32, value: u64): void {
+  store<u64>(x + (low & 0xf8), value);
 }
 
 function signed(value: u32): u64 {
-  return <u64> <i64> <i32> value;
+  return <u64><i64><i32>value;
+}
+
+function fs1(x: u32, low: u32): u64 {
+  return load<u64>(x + ((low >> 8) & 0xf8), F_FROM_X);
+}
+
+function fs2(x: u32, low: u32): u64 {
+  return load<u64>(x + ((low >> 16) & 0xf8), F_FROM_X);
+}
+
+/** `imm` is the instruction itself: rs3 is its top five bits. */
+function fs3(x: u32, imm: u64): u64 {
+  return load<u64>(x + ((<u32>imm >> 24) & 0xf8), F_FROM_X);
+}
+
+function setFd(x: u32, low: u32, value: u64): void {
+  store<u64>(x + (low & 0xf8), value, F_FROM_X);
+}
+
+function host64(bits: u64): f64 {
+  return reinterpret<f64>(bits);
+}
+
+function bits64(value: f64): u64 {
+  return reinterpret<u64>(value);
+}
+
+function host32(bits: u64): f32 {
+  return reinterpret<f32>(<u32>bits);
+}
+
+function bits32(value: f32): u32 {
+  return reinterpret<u32>(value);
+}
+
+function fma64(a: u64, b: u64, c: u64): u64 {
+  return i64x2.extract_lane(
+    f64x2.relaxed_madd(i64x2.splat(a), i64x2.splat(b), i64x2.splat(c)),
+    0,
+  );
 }
 
 /** An access hits if its page is there and it is aligned: one comparison. */
-
 function tlbEntry(table: u32, va: u64): u32 {
-  return table + (<u32> (va >> TLB_SHIFT) & TLB_MASK);
+  return table + ((<u32>va >> TLB_SHIFT) & TLB_MASK);
 }
 
 function hits(entry: u32, va: u64, alignMask: u64): bool {
@@ -99,826 +150,628 @@ function hits(entry: u32, va: u64, alignMask: u64): bool {
 }
 
 function hostAddress(entry: u32, va: u64): u32 {
-  return <u32> va + load<u32>(entry, 8);
-}
-
-// ---- ways out -----------------------------------------------------------------------------------
-
-/** Takes the exception that the instruction at `pc` raised; it does not retire. */
-function leaveWithException(pc: u64, left: i32): void {
-  setPc(pc);
-  setInstret(instretEnd - <i64> (left + 1));
-  takeException();
-  exitKind = EXIT_TO_TURN;
-}
-
-/** The next instruction is at `pc`. */
-function leave(pc: u64, left: i32, kind: u32): void {
-  clearEvent();
-  setPc(pc);
-  setInstret(instretEnd - <i64> left);
-  exitKind = kind;
-}
-
-function illegalInstruction(bits: u32): void {
-  raiseException(CAUSE_ILLEGAL_INSTRUCTION, bits);
-}
-
-// ---- privileged instructions: pc and instret stand in memory, without this one --------------------
-
-/** Whether ECALL was answered by the built-in SBI; else it raised its exception. */
-function executeEcall(pc: u64): bool {
-  const priv = getPriv();
-  if (priv === PRIV_S && load<u32>(SBI_BUILT_IN) !== 0) {
-    setPc(pc + 4);
-    setInstret(getInstret() + 1);
-    sbiCall();
-    return true;
-  }
-  raiseException(CAUSE_ECALL_U + priv, 0);
-  return false;
-}
-
-/** MRET, SRET: false if not allowed here. */
-function executeReturn(isMachine: bool): bool {
-  const priv = getPriv();
-  if (isMachine) {
-    if (priv !== PRIV_M) return false;
-    setInstret(getInstret() + 1);
-    returnFromMachine();
-    return true;
-  }
-  if (priv === PRIV_U || (priv === PRIV_S && (getCsr(MSTATUS) & MSTATUS_TSR) !== 0)) return false;
-  setInstret(getInstret() + 1);
-  returnFromSupervisor();
-  return true;
-}
-
-/** WFI: false if not allowed here (Priv 3.1.6.6, 3.3.3). */
-function executeWfi(): bool {
-  const priv = getPriv();
-  if (priv === PRIV_U) return false;
-  if (priv === PRIV_S && (getCsr(MSTATUS) & MSTATUS_TW) !== 0) return false;
-  atomic.store<u32>(hart + HART_STATE_WORD, HART_WAITING);
-  return true;
-}
-
-/** SFENCE.VMA and SINVAL.VMA: false if not allowed here. */
-function executeSfence(bits: u32): bool {
-  const priv = getPriv();
-  if (priv === PRIV_U) return false;
-  if (priv === PRIV_S && (getCsr(MSTATUS) & MSTATUS_TVM) !== 0) return false;
-  const rs1Index = (bits >> 15) & 31;
-  if (rs1Index === 0) flushTlb();
-  else flushTlbPage(getX(rs1Index), 0);
-  return true;
+  return <u32>va + load<u32>(entry, 8);
 }
 
 // ---- the loop -----------------------------------------------------------------------------------
 
-/** Executes about `budget` instructions from the pc in memory on. */
-export function execute(budget: i32): void {
-  const h = hart;
-  const tlb = currentTlb();
-  const fetchTlb = currentFetchTlb();
-  let left = budget;
-  let target: u64 = load<u64>(h, 0x300);
-  let at: u32 = 0;
-  let pcOf: u64 = 0;
-  instretEnd = getInstret() + <u64> budget;
+function stopSlow(at: u32, left: i32, slot: u64): u32 {
+  stopAt = at;
+  stopLeft = left;
+  stopSlot = slot;
+  return STOP_SLOW;
+}
+
+function stopJump(left: i32, target: u64): u32 {
+  stopLeft = left;
+  stopTarget = target;
+  return STOP_JUMP;
+}
+
+/** Executes from stopAt on, until something is not for the loop; returns STOP_*. */
+export function execute(): u32 {
+  const x = hart + HART_X;
+  const tlb = dataTlb;
+  let left = stopLeft;
+  let at = stopAt;
+  let target: u64 = 0;
 
   while (true) {
-    // A jump off the page, or the start.
-    if (left <= 0) return leave(target, left, EXIT_TO_TURN);
-    const fetchEntry = fetchTlb + (<u32> (target >> TLB_SHIFT) & TLB_MASK);
-    if ((target & ~0xfff) === load<u64>(fetchEntry)) {
-      at = load<u32>(fetchEntry, 8) + ((<u32> target & 0xffe) << 2);
-    } else {
-      at = findCode(target);
-      if (at === 0) return leaveWithException(target, left - 1);
-    }
-    pcOf = target - <u64> (at >> 2);
-
-    while (true) {
-      const slot = load<u64>(at);
-      const low = <u32> slot;
-      const imm: u64 = <u64> (<i64> slot >> 32);
-      at += (low & 6) << 2;
-      left--;
+    const slot = load<u64>(at);
+    const low = <u32>slot;
+    const imm: u64 = <u64>(<i64>slot >> 32);
+    at += (low & 6) << 2;
+    left--;
       switch (low >>> 24) {
-        case op.OP_UNDECODED: {
-          left++;
-          const pc = pcOf + <u64> (at >> 2);
-          const offset = <u32> pc & 0xffe;
-          if (decodeAt(at - (offset << 2), offset) === 0) {
-            at = decodeStraddling(pc);
-            if (at === 0) return leaveWithException(pc, left - 1);
-            pcOf = pc - <u64> (at >> 2);
-          }
-          continue;
-        }
         case op.OP_PAGE_END:
           left++;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
-        case op.OP_ILLEGAL:
-          illegalInstruction(<u32> imm);
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
         case op.OP_NOP:
           continue;
         case op.OP_LI:
-          setRd(h, low, imm);
+          setRd(x, low, imm);
           continue;
         case op.OP_AUIPC:
-          setRd(h, low, pcOf + <u64> (at >> 2) - 4 + imm);
+          setRd(x, low, pcOf + <u64>(at >> 2) - 4 + imm);
           continue;
         case op.OP_J:
-          at += <u32> imm;
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_J_FAR:
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
           break;
         case op.OP_JAL:
-          setRd(h, low, pcOf + <u64> (at >> 2));
-          at += <u32> imm;
+          setRd(x, low, pcOf + <u64>(at >> 2));
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_JAL_FAR:
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
-          setRd(h, low, pcOf + <u64> (at >> 2));
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
+          setRd(x, low, pcOf + <u64>(at >> 2));
           break;
         case op.OP_JR:
-          target = (rs1(h, low) + imm) & ~1;
+          target = (rs1(x, low) + imm) & ~1;
           break;
         case op.OP_JALR:
-          target = (rs1(h, low) + imm) & ~1;
-          setRd(h, low, pcOf + <u64> (at >> 2));
+          target = (rs1(x, low) + imm) & ~1;
+          setRd(x, low, pcOf + <u64>(at >> 2));
           break;
         case op.OP_BEQ:
-          if (rs1(h, low) !== rs2(h, low)) continue;
-          at += <u32> imm;
+          if (rs1(x, low) !== rs2(x, low)) continue;
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_BNE:
-          if (rs1(h, low) === rs2(h, low)) continue;
-          at += <u32> imm;
+          if (rs1(x, low) === rs2(x, low)) continue;
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_BLT:
-          if (<i64> rs1(h, low) >= <i64> rs2(h, low)) continue;
-          at += <u32> imm;
+          if (<i64>rs1(x, low) >= <i64>rs2(x, low)) continue;
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_BGE:
-          if (<i64> rs1(h, low) < <i64> rs2(h, low)) continue;
-          at += <u32> imm;
+          if (<i64>rs1(x, low) < <i64>rs2(x, low)) continue;
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_BLTU:
-          if (rs1(h, low) >= rs2(h, low)) continue;
-          at += <u32> imm;
+          if (rs1(x, low) >= rs2(x, low)) continue;
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_BGEU:
-          if (rs1(h, low) < rs2(h, low)) continue;
-          at += <u32> imm;
+          if (rs1(x, low) < rs2(x, low)) continue;
+          at += <u32>imm;
           if (left > 0) continue;
-          target = pcOf + <u64> (at >> 2);
+          target = pcOf + <u64>(at >> 2);
           break;
         case op.OP_BEQ_FAR:
-          if (rs1(h, low) !== rs2(h, low)) continue;
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
+          if (rs1(x, low) !== rs2(x, low)) continue;
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
           break;
         case op.OP_BNE_FAR:
-          if (rs1(h, low) === rs2(h, low)) continue;
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
+          if (rs1(x, low) === rs2(x, low)) continue;
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
           break;
         case op.OP_BLT_FAR:
-          if (<i64> rs1(h, low) >= <i64> rs2(h, low)) continue;
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
+          if (<i64>rs1(x, low) >= <i64>rs2(x, low)) continue;
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
           break;
         case op.OP_BGE_FAR:
-          if (<i64> rs1(h, low) < <i64> rs2(h, low)) continue;
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
+          if (<i64>rs1(x, low) < <i64>rs2(x, low)) continue;
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
           break;
         case op.OP_BLTU_FAR:
-          if (rs1(h, low) >= rs2(h, low)) continue;
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
+          if (rs1(x, low) >= rs2(x, low)) continue;
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
           break;
         case op.OP_BGEU_FAR:
-          if (rs1(h, low) < rs2(h, low)) continue;
-          target = pcOf + <u64> (at >> 2) - <u64> (low & 6) + imm;
+          if (rs1(x, low) < rs2(x, low)) continue;
+          target = pcOf + <u64>(at >> 2) - <u64>(low & 6) + imm;
           break;
         case op.OP_LB: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if (hits(entry, va, 0)) {
-            setRd(h, low, <u64> <i64> load<i8>(hostAddress(entry, va)));
-            continue;
-          }
-          const value = loadSlow(va, 1);
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          setRd(h, low, <u64> <i64> <i8> value);
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 0)) return stopSlow(at, left, slot);
+          setRd(x, low, <u64><i64>load<i8>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_LH: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if (hits(entry, va, 1)) {
-            setRd(h, low, <u64> <i64> load<i16>(hostAddress(entry, va)));
-            continue;
-          }
-          const value = loadSlow(va, 2);
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          setRd(h, low, <u64> <i64> <i16> value);
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 1)) return stopSlow(at, left, slot);
+          setRd(x, low, <u64><i64>load<i16>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_LW: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if (hits(entry, va, 3)) {
-            setRd(h, low, <u64> <i64> load<i32>(hostAddress(entry, va)));
-            continue;
-          }
-          const value = loadSlow(va, 4);
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          setRd(h, low, <u64> <i64> <i32> value);
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 3)) return stopSlow(at, left, slot);
+          setRd(x, low, <u64><i64>load<i32>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_LD: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if (hits(entry, va, 7)) {
-            setRd(h, low, load<u64>(hostAddress(entry, va)));
-            continue;
-          }
-          const value = loadSlow(va, 8);
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          setRd(h, low, value);
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 7)) return stopSlow(at, left, slot);
+          setRd(x, low, load<u64>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_LBU: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if (hits(entry, va, 0)) {
-            setRd(h, low, <u64> load<u8>(hostAddress(entry, va)));
-            continue;
-          }
-          const value = loadSlow(va, 1);
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          setRd(h, low, value);
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 0)) return stopSlow(at, left, slot);
+          setRd(x, low, <u64>load<u8>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_LHU: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if (hits(entry, va, 1)) {
-            setRd(h, low, <u64> load<u16>(hostAddress(entry, va)));
-            continue;
-          }
-          const value = loadSlow(va, 2);
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          setRd(h, low, value);
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 1)) return stopSlow(at, left, slot);
+          setRd(x, low, <u64>load<u16>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_LWU: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if (hits(entry, va, 3)) {
-            setRd(h, low, <u64> load<u32>(hostAddress(entry, va)));
-            continue;
-          }
-          const value = loadSlow(va, 4);
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          setRd(h, low, value);
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 3)) return stopSlow(at, left, slot);
+          setRd(x, low, <u64>load<u32>(hostAddress(entry, va)));
+          continue;
         }
-        case op.OP_LOAD_X0:
-          loadSlow(rs1(h, low) + imm, <u32> 1 << ((low >> 19) & 3));
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          if (event === EVENT_NONE) continue;
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
         case op.OP_SB: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb + TLB_WRITE, va);
-          if (hits(entry, va, 0)) {
-            store<u8>(hostAddress(entry, va), <u8> rs2(h, low));
-            continue;
-          }
-          storeSlow(va, rs2(h, low), 1);
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 0)) return stopSlow(at, left, slot);
+          store<u8>(hostAddress(entry, va), <u8>rs2(x, low));
+          continue;
         }
         case op.OP_SH: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb + TLB_WRITE, va);
-          if (hits(entry, va, 1)) {
-            store<u16>(hostAddress(entry, va), <u16> rs2(h, low));
-            continue;
-          }
-          storeSlow(va, rs2(h, low), 2);
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 1)) return stopSlow(at, left, slot);
+          store<u16>(hostAddress(entry, va), <u16>rs2(x, low));
+          continue;
         }
         case op.OP_SW: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb + TLB_WRITE, va);
-          if (hits(entry, va, 3)) {
-            store<u32>(hostAddress(entry, va), <u32> rs2(h, low));
-            continue;
-          }
-          storeSlow(va, rs2(h, low), 4);
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 3)) return stopSlow(at, left, slot);
+          store<u32>(hostAddress(entry, va), <u32>rs2(x, low));
+          continue;
         }
         case op.OP_SD: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb + TLB_WRITE, va);
-          if (hits(entry, va, 7)) {
-            store<u64>(hostAddress(entry, va), rs2(h, low));
-            continue;
-          }
-          storeSlow(va, rs2(h, low), 8);
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!hits(entry, va, 7)) return stopSlow(at, left, slot);
+          store<u64>(hostAddress(entry, va), rs2(x, low));
+          continue;
         }
         case op.OP_ADDI:
-          setRd(h, low, rs1(h, low) + imm);
+          setRd(x, low, rs1(x, low) + imm);
           continue;
         case op.OP_SLTI:
-          setRd(h, low, <u64> (<i64> rs1(h, low) < <i64> imm));
+          setRd(x, low, <u64>(<i64>rs1(x, low) < <i64>imm));
           continue;
         case op.OP_SLTIU:
-          setRd(h, low, <u64> (rs1(h, low) < imm));
+          setRd(x, low, <u64>(rs1(x, low) < imm));
           continue;
         case op.OP_XORI:
-          setRd(h, low, rs1(h, low) ^ imm);
+          setRd(x, low, rs1(x, low) ^ imm);
           continue;
         case op.OP_ORI:
-          setRd(h, low, rs1(h, low) | imm);
+          setRd(x, low, rs1(x, low) | imm);
           continue;
         case op.OP_ANDI:
-          setRd(h, low, rs1(h, low) & imm);
+          setRd(x, low, rs1(x, low) & imm);
           continue;
         case op.OP_SLLI:
-          setRd(h, low, rs1(h, low) << imm);
+          setRd(x, low, rs1(x, low) << imm);
           continue;
         case op.OP_SRLI:
-          setRd(h, low, rs1(h, low) >> imm);
+          setRd(x, low, rs1(x, low) >> imm);
           continue;
         case op.OP_SRAI:
-          setRd(h, low, <u64> (<i64> rs1(h, low) >> <i64> imm));
+          setRd(x, low, <u64>(<i64>rs1(x, low) >> <i64>imm));
           continue;
         case op.OP_ADDIW:
-          setRd(h, low, signed(<u32> rs1(h, low) + <u32> imm));
+          setRd(x, low, signed(<u32>rs1(x, low) + <u32>imm));
           continue;
         case op.OP_SLLIW:
-          setRd(h, low, signed(<u32> rs1(h, low) << <u32> imm));
+          setRd(x, low, signed(<u32>rs1(x, low) << <u32>imm));
           continue;
         case op.OP_SRLIW:
-          setRd(h, low, signed(<u32> rs1(h, low) >> <u32> imm));
+          setRd(x, low, signed(<u32>rs1(x, low) >> <u32>imm));
           continue;
         case op.OP_SRAIW:
-          setRd(h, low, <u64> <i64> (<i32> rs1(h, low) >> <i32> imm));
+          setRd(x, low, <u64><i64>(<i32>rs1(x, low) >> <i32>imm));
           continue;
         case op.OP_MV:
-          setRd(h, low, rs1(h, low));
+          setRd(x, low, rs1(x, low));
           continue;
         case op.OP_ADD:
-          setRd(h, low, rs1(h, low) + rs2(h, low));
+          setRd(x, low, rs1(x, low) + rs2(x, low));
           continue;
         case op.OP_SUB:
-          setRd(h, low, rs1(h, low) - rs2(h, low));
+          setRd(x, low, rs1(x, low) - rs2(x, low));
           continue;
         case op.OP_SLL:
-          setRd(h, low, rs1(h, low) << rs2(h, low));
+          setRd(x, low, rs1(x, low) << rs2(x, low));
           continue;
         case op.OP_SLT:
-          setRd(h, low, <u64> (<i64> rs1(h, low) < <i64> rs2(h, low)));
+          setRd(x, low, <u64>(<i64>rs1(x, low) < <i64>rs2(x, low)));
           continue;
         case op.OP_SLTU:
-          setRd(h, low, <u64> (rs1(h, low) < rs2(h, low)));
+          setRd(x, low, <u64>(rs1(x, low) < rs2(x, low)));
           continue;
         case op.OP_XOR:
-          setRd(h, low, rs1(h, low) ^ rs2(h, low));
+          setRd(x, low, rs1(x, low) ^ rs2(x, low));
           continue;
         case op.OP_SRL:
-          setRd(h, low, rs1(h, low) >> rs2(h, low));
+          setRd(x, low, rs1(x, low) >> rs2(x, low));
           continue;
         case op.OP_SRA:
-          setRd(h, low, <u64> (<i64> rs1(h, low) >> <i64> rs2(h, low)));
+          setRd(x, low, <u64>(<i64>rs1(x, low) >> <i64>rs2(x, low)));
           continue;
         case op.OP_OR:
-          setRd(h, low, rs1(h, low) | rs2(h, low));
+          setRd(x, low, rs1(x, low) | rs2(x, low));
           continue;
         case op.OP_AND:
-          setRd(h, low, rs1(h, low) & rs2(h, low));
+          setRd(x, low, rs1(x, low) & rs2(x, low));
           continue;
         case op.OP_ADDW:
-          setRd(h, low, signed(<u32> rs1(h, low) + <u32> rs2(h, low)));
+          setRd(x, low, signed(<u32>rs1(x, low) + <u32>rs2(x, low)));
           continue;
         case op.OP_SUBW:
-          setRd(h, low, signed(<u32> rs1(h, low) - <u32> rs2(h, low)));
+          setRd(x, low, signed(<u32>rs1(x, low) - <u32>rs2(x, low)));
           continue;
         case op.OP_SLLW:
-          setRd(h, low, signed(<u32> rs1(h, low) << <u32> rs2(h, low)));
+          setRd(x, low, signed(<u32>rs1(x, low) << <u32>rs2(x, low)));
           continue;
         case op.OP_SRLW:
-          setRd(h, low, signed(<u32> rs1(h, low) >> <u32> rs2(h, low)));
+          setRd(x, low, signed(<u32>rs1(x, low) >> <u32>rs2(x, low)));
           continue;
         case op.OP_SRAW:
-          setRd(h, low, <u64> <i64> (<i32> rs1(h, low) >> <i32> rs2(h, low)));
+          setRd(x, low, <u64><i64>(<i32>rs1(x, low) >> <i32>rs2(x, low)));
           continue;
         case op.OP_MUL:
-          setRd(h, low, rs1(h, low) * rs2(h, low));
+          setRd(x, low, rs1(x, low) * rs2(x, low));
           continue;
         case op.OP_MULH:
-          setRd(h, low, integer.mulh(rs1(h, low), rs2(h, low)));
+          setRd(x, low, integer.mulh(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_MULHSU:
-          setRd(h, low, integer.mulhsu(rs1(h, low), rs2(h, low)));
+          setRd(x, low, integer.mulhsu(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_MULHU:
-          setRd(h, low, integer.mulhu(rs1(h, low), rs2(h, low)));
+          setRd(x, low, integer.mulhu(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_DIV:
-          setRd(h, low, integer.div(rs1(h, low), rs2(h, low)));
+          setRd(x, low, integer.div(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_DIVU:
-          setRd(h, low, integer.divu(rs1(h, low), rs2(h, low)));
+          setRd(x, low, integer.divu(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_REM:
-          setRd(h, low, integer.rem(rs1(h, low), rs2(h, low)));
+          setRd(x, low, integer.rem(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_REMU:
-          setRd(h, low, integer.remu(rs1(h, low), rs2(h, low)));
+          setRd(x, low, integer.remu(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_MULW:
-          setRd(h, low, signed(<u32> rs1(h, low) * <u32> rs2(h, low)));
+          setRd(x, low, signed(<u32>rs1(x, low) * <u32>rs2(x, low)));
           continue;
         case op.OP_DIVW:
-          setRd(h, low, <u64> <i64> integer.divw(<i32> rs1(h, low), <i32> rs2(h, low)));
+          setRd(x, low, <u64><i64>integer.divw(<i32>rs1(x, low), <i32>rs2(x, low)));
           continue;
         case op.OP_DIVUW:
-          setRd(h, low, signed(integer.divuw(<u32> rs1(h, low), <u32> rs2(h, low))));
+          setRd(x, low, signed(integer.divuw(<u32>rs1(x, low), <u32>rs2(x, low))));
           continue;
         case op.OP_REMW:
-          setRd(h, low, <u64> <i64> integer.remw(<i32> rs1(h, low), <i32> rs2(h, low)));
+          setRd(x, low, <u64><i64>integer.remw(<i32>rs1(x, low), <i32>rs2(x, low)));
           continue;
         case op.OP_REMUW:
-          setRd(h, low, signed(integer.remuw(<u32> rs1(h, low), <u32> rs2(h, low))));
+          setRd(x, low, signed(integer.remuw(<u32>rs1(x, low), <u32>rs2(x, low))));
           continue;
         case op.OP_ADD_UW:
-          setRd(h, low, <u64> <u32> rs1(h, low) + rs2(h, low));
+          setRd(x, low, <u64><u32>rs1(x, low) + rs2(x, low));
           continue;
         case op.OP_SH1ADD:
-          setRd(h, low, (rs1(h, low) << 1) + rs2(h, low));
+          setRd(x, low, (rs1(x, low) << 1) + rs2(x, low));
           continue;
         case op.OP_SH2ADD:
-          setRd(h, low, (rs1(h, low) << 2) + rs2(h, low));
+          setRd(x, low, (rs1(x, low) << 2) + rs2(x, low));
           continue;
         case op.OP_SH3ADD:
-          setRd(h, low, (rs1(h, low) << 3) + rs2(h, low));
+          setRd(x, low, (rs1(x, low) << 3) + rs2(x, low));
           continue;
         case op.OP_SH1ADD_UW:
-          setRd(h, low, (<u64> <u32> rs1(h, low) << 1) + rs2(h, low));
+          setRd(x, low, (<u64><u32>rs1(x, low) << 1) + rs2(x, low));
           continue;
         case op.OP_SH2ADD_UW:
-          setRd(h, low, (<u64> <u32> rs1(h, low) << 2) + rs2(h, low));
+          setRd(x, low, (<u64><u32>rs1(x, low) << 2) + rs2(x, low));
           continue;
         case op.OP_SH3ADD_UW:
-          setRd(h, low, (<u64> <u32> rs1(h, low) << 3) + rs2(h, low));
+          setRd(x, low, (<u64><u32>rs1(x, low) << 3) + rs2(x, low));
           continue;
         case op.OP_SLLI_UW:
-          setRd(h, low, <u64> <u32> rs1(h, low) << imm);
+          setRd(x, low, <u64><u32>rs1(x, low) << imm);
           continue;
         case op.OP_ANDN:
-          setRd(h, low, rs1(h, low) & ~rs2(h, low));
+          setRd(x, low, rs1(x, low) & ~rs2(x, low));
           continue;
         case op.OP_ORN:
-          setRd(h, low, rs1(h, low) | ~rs2(h, low));
+          setRd(x, low, rs1(x, low) | ~rs2(x, low));
           continue;
         case op.OP_XNOR:
-          setRd(h, low, rs1(h, low) ^ ~rs2(h, low));
+          setRd(x, low, rs1(x, low) ^ ~rs2(x, low));
           continue;
         case op.OP_CLZ:
-          setRd(h, low, clz<u64>(rs1(h, low)));
+          setRd(x, low, clz<u64>(rs1(x, low)));
           continue;
         case op.OP_CLZW:
-          setRd(h, low, <u64> clz<u32>(<u32> rs1(h, low)));
+          setRd(x, low, <u64>clz<u32>(<u32>rs1(x, low)));
           continue;
         case op.OP_CTZ:
-          setRd(h, low, ctz<u64>(rs1(h, low)));
+          setRd(x, low, ctz<u64>(rs1(x, low)));
           continue;
         case op.OP_CTZW:
-          setRd(h, low, <u64> ctz<u32>(<u32> rs1(h, low)));
+          setRd(x, low, <u64>ctz<u32>(<u32>rs1(x, low)));
           continue;
         case op.OP_CPOP:
-          setRd(h, low, popcnt<u64>(rs1(h, low)));
+          setRd(x, low, popcnt<u64>(rs1(x, low)));
           continue;
         case op.OP_CPOPW:
-          setRd(h, low, <u64> popcnt<u32>(<u32> rs1(h, low)));
+          setRd(x, low, <u64>popcnt<u32>(<u32>rs1(x, low)));
           continue;
         case op.OP_MAX: {
-          const a = rs1(h, low);
-          const b = rs2(h, low);
-          setRd(h, low, <i64> a > <i64> b ? a : b);
+          const a = rs1(x, low);
+          const b = rs2(x, low);
+          setRd(x, low, <i64>a > <i64>b ? a : b);
           continue;
         }
         case op.OP_MAXU: {
-          const a = rs1(h, low);
-          const b = rs2(h, low);
-          setRd(h, low, <u64> a > <u64> b ? a : b);
+          const a = rs1(x, low);
+          const b = rs2(x, low);
+          setRd(x, low, <u64>a > <u64>b ? a : b);
           continue;
         }
         case op.OP_MIN: {
-          const a = rs1(h, low);
-          const b = rs2(h, low);
-          setRd(h, low, <i64> a < <i64> b ? a : b);
+          const a = rs1(x, low);
+          const b = rs2(x, low);
+          setRd(x, low, <i64>a < <i64>b ? a : b);
           continue;
         }
         case op.OP_MINU: {
-          const a = rs1(h, low);
-          const b = rs2(h, low);
-          setRd(h, low, <u64> a < <u64> b ? a : b);
+          const a = rs1(x, low);
+          const b = rs2(x, low);
+          setRd(x, low, <u64>a < <u64>b ? a : b);
           continue;
         }
         case op.OP_SEXT_B:
-          setRd(h, low, <u64> <i64> <i8> rs1(h, low));
+          setRd(x, low, <u64><i64><i8>rs1(x, low));
           continue;
         case op.OP_SEXT_H:
-          setRd(h, low, <u64> <i64> <i16> rs1(h, low));
+          setRd(x, low, <u64><i64><i16>rs1(x, low));
           continue;
         case op.OP_ZEXT_H:
-          setRd(h, low, rs1(h, low) & 0xffff);
+          setRd(x, low, rs1(x, low) & 0xffff);
           continue;
         case op.OP_ROL:
-          setRd(h, low, rotl<u64>(rs1(h, low), rs2(h, low)));
+          setRd(x, low, rotl<u64>(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_ROLW:
-          setRd(h, low, signed(rotl<u32>(<u32> rs1(h, low), <u32> rs2(h, low))));
+          setRd(x, low, signed(rotl<u32>(<u32>rs1(x, low), <u32>rs2(x, low))));
           continue;
         case op.OP_ROR:
-          setRd(h, low, rotr<u64>(rs1(h, low), rs2(h, low)));
+          setRd(x, low, rotr<u64>(rs1(x, low), rs2(x, low)));
           continue;
         case op.OP_RORW:
-          setRd(h, low, signed(rotr<u32>(<u32> rs1(h, low), <u32> rs2(h, low))));
+          setRd(x, low, signed(rotr<u32>(<u32>rs1(x, low), <u32>rs2(x, low))));
           continue;
         case op.OP_RORI:
-          setRd(h, low, rotr<u64>(rs1(h, low), imm));
+          setRd(x, low, rotr<u64>(rs1(x, low), imm));
           continue;
         case op.OP_RORIW:
-          setRd(h, low, signed(rotr<u32>(<u32> rs1(h, low), <u32> imm)));
+          setRd(x, low, signed(rotr<u32>(<u32>rs1(x, low), <u32>imm)));
           continue;
         case op.OP_ORC_B:
-          setRd(h, low, integer.orCombine(rs1(h, low)));
+          setRd(x, low, integer.orCombine(rs1(x, low)));
           continue;
         case op.OP_REV8:
-          setRd(h, low, bswap<u64>(rs1(h, low)));
+          setRd(x, low, bswap<u64>(rs1(x, low)));
           continue;
         case op.OP_BCLR:
-          setRd(h, low, rs1(h, low) & ~(<u64> 1 << rs2(h, low)));
+          setRd(x, low, rs1(x, low) & ~(<u64>1 << rs2(x, low)));
           continue;
         case op.OP_BCLRI:
-          setRd(h, low, rs1(h, low) & ~(<u64> 1 << imm));
+          setRd(x, low, rs1(x, low) & ~(<u64>1 << imm));
           continue;
         case op.OP_BEXT:
-          setRd(h, low, (rs1(h, low) >> rs2(h, low)) & 1);
+          setRd(x, low, (rs1(x, low) >> rs2(x, low)) & 1);
           continue;
         case op.OP_BEXTI:
-          setRd(h, low, (rs1(h, low) >> imm) & 1);
+          setRd(x, low, (rs1(x, low) >> imm) & 1);
           continue;
         case op.OP_BINV:
-          setRd(h, low, rs1(h, low) ^ (<u64> 1 << rs2(h, low)));
+          setRd(x, low, rs1(x, low) ^ (<u64>1 << rs2(x, low)));
           continue;
         case op.OP_BINVI:
-          setRd(h, low, rs1(h, low) ^ (<u64> 1 << imm));
+          setRd(x, low, rs1(x, low) ^ (<u64>1 << imm));
           continue;
         case op.OP_BSET:
-          setRd(h, low, rs1(h, low) | (<u64> 1 << rs2(h, low)));
+          setRd(x, low, rs1(x, low) | (<u64>1 << rs2(x, low)));
           continue;
         case op.OP_BSETI:
-          setRd(h, low, rs1(h, low) | (<u64> 1 << imm));
+          setRd(x, low, rs1(x, low) | (<u64>1 << imm));
           continue;
         case op.OP_FENCE:
           // The compiler's atomic.fence does not validate; any atomic read-modify-write is as strong.
-          atomic.add<u32>(h, 0, HART_FENCE_WORD);
+          atomic.add<u32>(x, 0, FENCE_WORD_FROM_X);
           continue;
-        case op.OP_FENCE_I:
-          dropStaleCode();
-          target = pcOf + <u64> (at >> 2);
-          break;
-        case op.OP_ECALL: {
-          const pc = pcOf + <u64> (at >> 2) - <u64> (low & 6);
-          setPc(pc);
-          setInstret(instretEnd - <i64> (left + 1));
-          if (!executeEcall(pc)) return leaveWithException(pc, left);
-          exitKind = EXIT_TO_SLICE;
-          return;
-        }
-        case op.OP_EBREAK: {
-          const pc = pcOf + <u64> (at >> 2) - <u64> (low & 6);
-          raiseException(CAUSE_BREAKPOINT, pc);
-          return leaveWithException(pc, left);
-        }
-        case op.OP_MRET: {
-          const pc = pcOf + <u64> (at >> 2) - <u64> (low & 6);
-          setPc(pc);
-          setInstret(instretEnd - <i64> (left + 1));
-          if (!executeReturn(true)) {
-            illegalInstruction(<u32> imm);
-            return leaveWithException(pc, left);
-          }
-          exitKind = EXIT_TO_TURN;
-          return;
-        }
-        case op.OP_SRET: {
-          const pc = pcOf + <u64> (at >> 2) - <u64> (low & 6);
-          setPc(pc);
-          setInstret(instretEnd - <i64> (left + 1));
-          if (!executeReturn(false)) {
-            illegalInstruction(<u32> imm);
-            return leaveWithException(pc, left);
-          }
-          exitKind = EXIT_TO_TURN;
-          return;
-        }
-        case op.OP_WFI:
-          if (executeWfi()) return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_SLICE);
-          illegalInstruction(<u32> imm);
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_SFENCE_VMA:
-          if (executeSfence(<u32> imm)) {
-            target = pcOf + <u64> (at >> 2);
-            break;
-          }
-          illegalInstruction(<u32> imm);
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_SFENCE_INVAL:
-          if (getPriv() !== PRIV_U) continue;
-          illegalInstruction(<u32> imm);
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_CSR: {
-          const pc = pcOf + <u64> (at >> 2) - <u64> (low & 6);
-          setPc(pc);
-          setInstret(instretEnd - <i64> (left + 1));
-          executeCsr(<u32> imm);
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) return leaveWithException(pc, left);
-          return leave(pc + 4, left, EXIT_TO_TURN);
-        }
-        case op.OP_LR_W:
-          atomics.loadReservedWord((low >> 3) & 31, (low >> 11) & 31);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_LR_D:
-          atomics.loadReservedDouble((low >> 3) & 31, (low >> 11) & 31);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_SC_W:
-          atomics.storeConditionalWord((low >> 3) & 31, (low >> 11) & 31, (low >> 19) & 31);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_SC_D:
-          atomics.storeConditionalDouble((low >> 3) & 31, (low >> 11) & 31, (low >> 19) & 31);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_AMO_W:
-          atomics.amoWord(<u32> imm, (low >> 3) & 31, (low >> 11) & 31, (low >> 19) & 31);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_AMO_D:
-          atomics.amoDouble(<u32> imm, (low >> 3) & 31, (low >> 11) & 31, (low >> 19) & 31);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
         case op.OP_FLW: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if ((load<u32>(h, MSTATUS) & FS_DIRTY) === FS_DIRTY && hits(entry, va, 3)) {
-            store<u64>(
-              h + (low & 0xf8),
-              FLOAT_BOX | <u64> load<u32>(hostAddress(entry, va)),
-              HART_F,
-            );
-            continue;
-          }
-          if (isFloatOn(0)) {
-            const value = loadSlow(va, 4);
-            if (event !== EVENT_EXCEPTION) {
-              store<u64>(h + (low & 0xf8), FLOAT_BOX | value, HART_F);
-              markFloatDirty();
-            }
-          }
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!isFloatDirty || !hits(entry, va, 3)) return stopSlow(at, left, slot);
+          setFd(x, low, FLOAT_BOX | <u64>load<u32>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_FLD: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb, va);
-          if ((load<u32>(h, MSTATUS) & FS_DIRTY) === FS_DIRTY && hits(entry, va, 7)) {
-            store<u64>(h + (low & 0xf8), load<u64>(hostAddress(entry, va)), HART_F);
-            continue;
-          }
-          if (isFloatOn(0)) {
-            const value = loadSlow(va, 8);
-            if (event !== EVENT_EXCEPTION) {
-              store<u64>(h + (low & 0xf8), value, HART_F);
-              markFloatDirty();
-            }
-          }
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!isFloatDirty || !hits(entry, va, 7)) return stopSlow(at, left, slot);
+          setFd(x, low, load<u64>(hostAddress(entry, va)));
+          continue;
         }
         case op.OP_FSW: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb + TLB_WRITE, va);
-          if ((load<u32>(h, MSTATUS) & FS_DIRTY) !== 0 && hits(entry, va, 3)) {
-            store<u32>(hostAddress(entry, va), <u32> load<u64>(h + ((low >> 16) & 0xf8), HART_F));
-            continue;
-          }
-          if (isFloatOn(0)) storeSlow(va, load<u64>(h + ((low >> 16) & 0xf8), HART_F), 4);
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!isFloatDirty || !hits(entry, va, 3)) return stopSlow(at, left, slot);
+          store<u32>(hostAddress(entry, va), <u32>fs2(x, low));
+          continue;
         }
         case op.OP_FSD: {
-          const va = rs1(h, low) + imm;
+          const va = rs1(x, low) + imm;
           const entry = tlbEntry(tlb + TLB_WRITE, va);
-          if ((load<u32>(h, MSTATUS) & FS_DIRTY) !== 0 && hits(entry, va, 7)) {
-            store<u64>(hostAddress(entry, va), load<u64>(h + ((low >> 16) & 0xf8), HART_F));
-            continue;
-          }
-          if (isFloatOn(0)) storeSlow(va, load<u64>(h + ((low >> 16) & 0xf8), HART_F), 8);
-          if (event === EVENT_NONE) continue;
-          if (event === EVENT_EXCEPTION) {
-            return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-          }
-          return leave(pcOf + <u64> (at >> 2), left, EXIT_TO_TURN);
+          if (!isFloatDirty || !hits(entry, va, 7)) return stopSlow(at, left, slot);
+          store<u64>(hostAddress(entry, va), fs2(x, low));
+          continue;
         }
-        case op.OP_FLOAT:
-          executeFloat(<u32> imm);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
-        case op.OP_FMA:
-          executeFma(<u32> imm);
-          if (event === EVENT_NONE) continue;
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
+        case op.OP_FADD_D: {
+          const result = bits64(host64(fs1(x, low)) + host64(fs2(x, low)));
+          if (!isFloatHost || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FSUB_D: {
+          const result = bits64(host64(fs1(x, low)) - host64(fs2(x, low)));
+          if (!isFloatHost || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FMUL_D: {
+          const result = bits64(host64(fs1(x, low)) * host64(fs2(x, low)));
+          if (!isFloatHost || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FDIV_D: {
+          const result = bits64(host64(fs1(x, low)) / host64(fs2(x, low)));
+          if (!isFloatHost || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FMADD_D: {
+          const result = fma64(fs1(x, low), fs2(x, low), fs3(x, imm));
+          if (!isFloatHost || !hostFuses || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FMSUB_D: {
+          const result = fma64(fs1(x, low), fs2(x, low), fs3(x, imm) ^ F64_SIGN);
+          if (!isFloatHost || !hostFuses || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FNMSUB_D: {
+          const result = fma64(fs1(x, low) ^ F64_SIGN, fs2(x, low), fs3(x, imm));
+          if (!isFloatHost || !hostFuses || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FNMADD_D: {
+          const result = fma64(fs1(x, low) ^ F64_SIGN, fs2(x, low), fs3(x, imm) ^ F64_SIGN);
+          if (!isFloatHost || !hostFuses || !isPlain64(result)) return stopSlow(at, left, slot);
+          setFd(x, low, result);
+          continue;
+        }
+        case op.OP_FADD_S: {
+          const a = fs1(x, low);
+          const b = fs2(x, low);
+          const result = bits32(host32(a) + host32(b));
+          if (!isFloatHost || (a & b) < FLOAT_BOX || !isPlain32(result)) return stopSlow(at, left, slot);
+          setFd(x, low, FLOAT_BOX | <u64>result);
+          continue;
+        }
+        case op.OP_FSUB_S: {
+          const a = fs1(x, low);
+          const b = fs2(x, low);
+          const result = bits32(host32(a) - host32(b));
+          if (!isFloatHost || (a & b) < FLOAT_BOX || !isPlain32(result)) return stopSlow(at, left, slot);
+          setFd(x, low, FLOAT_BOX | <u64>result);
+          continue;
+        }
+        case op.OP_FMUL_S: {
+          const a = fs1(x, low);
+          const b = fs2(x, low);
+          const result = bits32(host32(a) * host32(b));
+          if (!isFloatHost || (a & b) < FLOAT_BOX || !isPlain32(result)) return stopSlow(at, left, slot);
+          setFd(x, low, FLOAT_BOX | <u64>result);
+          continue;
+        }
+        case op.OP_FDIV_S: {
+          const a = fs1(x, low);
+          const b = fs2(x, low);
+          const result = bits32(host32(a) / host32(b));
+          if (!isFloatHost || (a & b) < FLOAT_BOX || !isPlain32(result)) return stopSlow(at, left, slot);
+          setFd(x, low, FLOAT_BOX | <u64>result);
+          continue;
+        }
+        case op.OP_FSGNJ_D:
+          if (!isFloatDirty) return stopSlow(at, left, slot);
+          setFd(x, low, (fs1(x, low) & ~F64_SIGN) | (fs2(x, low) & F64_SIGN));
+          continue;
+        case op.OP_FMV_X_D:
+          if (!isFloatDirty) return stopSlow(at, left, slot);
+          setRd(x, low, fs1(x, low));
+          continue;
+        case op.OP_FMV_D_X:
+          if (!isFloatDirty) return stopSlow(at, left, slot);
+          setFd(x, low, rs1(x, low));
+          continue;
+        case op.OP_FLE_D: {
+          const a = host64(fs1(x, low));
+          const b = host64(fs2(x, low));
+          if (!isFloatDirty || a !== a || b !== b) return stopSlow(at, left, slot);
+          setRd(x, low, <u64>(a <= b));
+          continue;
+        }
+        case op.OP_FLT_D: {
+          const a = host64(fs1(x, low));
+          const b = host64(fs2(x, low));
+          if (!isFloatDirty || a !== a || b !== b) return stopSlow(at, left, slot);
+          setRd(x, low, <u64>(a < b));
+          continue;
+        }
+        case op.OP_FEQ_D: {
+          const a = host64(fs1(x, low));
+          const b = host64(fs2(x, low));
+          if (!isFloatDirty || a !== a || b !== b) return stopSlow(at, left, slot);
+          setRd(x, low, <u64>(a === b));
+          continue;
+        }
+        case op.OP_FCVT_D_W:
+          if (!isFloatDirty) return stopSlow(at, left, slot);
+          setFd(x, low, bits64(<f64><i32>rs1(x, low)));
+          continue;
         default:
-          illegalInstruction(0);
-          return leaveWithException(pcOf + <u64> (at >> 2) - <u64> (low & 6), left);
+          return stopSlow(at, left, slot);
       }
-      break;
-    }
+
+    // A jump off the page.
+    const fetchEntry = tlbEntry(fetchTlb, target);
+    if (left <= 0 || (target & ~0xfff) !== load<u64>(fetchEntry)) return stopJump(left, target);
+    at = load<u32>(fetchEntry, 8) + ((<u32>target & 0xffe) << 2);
+    pcOf = target - <u64>(at >> 2);
   }
 }

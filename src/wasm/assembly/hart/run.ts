@@ -15,7 +15,6 @@ import { resumeHart } from "./board/run_state";
 import { resetHartState } from "./board/sbi_hsm";
 import { dropAllCode } from "./code";
 import { fflags, setFflags } from "./float/flags";
-import { execute, EXIT_TO_SLICE, exitKind } from "./interpreter";
 import {
   EXIT_NONE,
   EXIT_WORD,
@@ -30,6 +29,7 @@ import {
   STOP_WORD,
 } from "./layout";
 import { refreshPmp } from "./pmp";
+import { runTurn, SLICE_OVER } from "./slow";
 import * as s from "./state";
 import { setPriv, takeInterrupt } from "./trap";
 
@@ -114,9 +114,9 @@ function runSlice(budget: i32): i32 {
   while (rest > 0) {
     takeInterrupt();
     const before = s.getInstret();
-    execute(rest);
+    const ending = runTurn(rest);
     rest -= <i32> (s.getInstret() - before) + 1;
-    if (exitKind === EXIT_TO_SLICE) break;
+    if (ending === SLICE_OVER) break;
   }
   return budget - rest;
 }

@@ -46,7 +46,7 @@ function isZero64(a: u64): bool {
 }
 
 /** Normal and not the least normal number, which may have been rounded up from below: see above. */
-function isPlain64(a: u64): bool {
+export function isPlain64(a: u64): bool {
   return (a << 1) - PLAIN_LEAST < PLAIN_RANGE;
 }
 
