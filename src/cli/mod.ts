@@ -29,6 +29,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./vm.ts")).registerVm,
   },
   {
+    name: "demo",
+    summary: "boot a machine, freeze its disk, overwrite it, read the past",
+    load: async () => (await import("./demo.ts")).registerDemo,
+  },
+  {
     name: "image",
     summary: "fetch, list and delete images that machines boot from",
     load: async () => (await import("./image.ts")).registerImage,

@@ -4,11 +4,14 @@ import { type PartialSettings, resolveSettings } from "../config.ts";
 import { setUpLogging } from "./logging.ts";
 import { printLine } from "./output.ts";
 import { startService } from "./run_service.ts";
+import { waitForSignal } from "./signals.ts";
 
 /** Exit status after a second signal, as shells report an interrupted program. */
 const INTERRUPTED = 130;
 
-/** Starts the service and stops it in order at SIGTERM or SIGINT; a second signal ends it at once. */
+/**
+ * Starts the service and stops it in order at SIGTERM or SIGINT; a second signal ends it at once.
+ */
 export async function serve(flags: PartialSettings, configPath: string | null): Promise<void> {
   const settings = resolveSettings({
     flags,
@@ -31,16 +34,4 @@ export async function serve(flags: PartialSettings, configPath: string | null): 
   await running.stop();
   log.info("stopped");
   Deno.exit(0);
-}
-
-function waitForSignal(): Promise<string> {
-  return new Promise((resolve) => {
-    for (const name of ["SIGTERM", "SIGINT"] as const) {
-      const listener = () => {
-        Deno.removeSignalListener(name, listener);
-        resolve(name);
-      };
-      Deno.addSignalListener(name, listener);
-    }
-  });
 }

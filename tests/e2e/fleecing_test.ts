@@ -259,12 +259,7 @@ Deno.test({
         disks: [{ name: "disk0", sizeBytes: 64 * MiB }],
       });
       await using guest = new ServiceConsole(service, "linux");
-      const shell = async (command: string): Promise<string> => {
-        await guest.type(`${command}; echo "<$?>"\n`);
-        const [output, status] = await guest.waitFor(/\r\n<(\d+)>\r\n/);
-        assertEquals(status, "0", output);
-        return output;
-      };
+      const shell = (command: string) => guest.shell(command);
       await guest.waitFor(/~ # /);
       await shell("mke2fs -q /dev/vda");
       await shell("mount /dev/vda /mnt");

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { ConsoleDialogue } from "../../src/cli/console_dialogue.ts";
+
 const ROOT = new URL("../..", import.meta.url).pathname;
 const TOKEN = "test-token-0123456789abcdef";
 
@@ -128,67 +130,19 @@ export class Service implements AsyncDisposable {
   }
 }
 
-/** A machine's console: what was printed so far, and waiting for more. */
-export class ServiceConsole implements AsyncDisposable {
-  text = "";
-  #seen = 0;
-  #wake: (() => void) | undefined;
-  #isOver = false;
-  readonly #abort = new AbortController();
-  readonly #reader: Promise<void>;
-
-  constructor(readonly service: Service, readonly machine: string) {
-    this.#reader = this.#read();
-  }
-
-  /** Waits until `pattern` appears in what was not yet waited for; the match. */
-  async waitFor(pattern: RegExp): Promise<RegExpExecArray> {
-    for (;;) {
-      const match = pattern.exec(this.text.slice(this.#seen));
-      if (match) {
-        this.#seen += match.index + match[0].length;
-        return match;
-      }
-      if (this.#isOver) throw new Error(`the console ended without ${pattern}:\n${this.text}`);
-      await new Promise<void>((resolve) => this.#wake = resolve);
-    }
-  }
-
-  /** Types `text`. */
-  async type(text: string): Promise<void> {
-    const path = `/v1/vms/${this.machine}/console/input`;
-    await this.service.call("POST", path, new TextEncoder().encode(text));
-  }
-
-  /** Runs a command of the demo guest; what it printed. Throws where it failed. */
-  async demo(command: string): Promise<string> {
-    await this.type(`${command}\r`);
-    const [all, output, result] = await this.waitFor(/^[^]*?\r?\n([^]*?)(ok|failed)\r\ndemo> /);
-    if (result === "failed") throw new Error(all);
-    return output ?? "";
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#abort.abort();
-    await this.#reader;
-  }
-
-  async #read(): Promise<void> {
-    try {
-      const path = `/v1/vms/${this.machine}/console/log?follow`;
-      const response = await this.service.request("GET", path, undefined, {
-        signal: this.#abort.signal,
-      });
-      if (response.body === null) return;
-      for await (const text of response.body.pipeThrough(new TextDecoderStream())) {
-        this.text += text;
-        this.#wake?.();
-      }
-    } catch (error) {
-      if (!this.#abort.signal.aborted) this.text += `\n[console: ${error}]`;
-    } finally {
-      this.#isOver = true;
-      this.#wake?.();
-    }
+/** A machine's console. */
+export class ServiceConsole extends ConsoleDialogue {
+  constructor(service: Service, machine: string) {
+    const path = `/v1/vms/${machine}/console`;
+    super({
+      async output(signal) {
+        const response = await service.request("GET", `${path}/log?follow`, undefined, { signal });
+        if (response.body === null) throw new Error("the log has no body");
+        return response.body;
+      },
+      async input(bytes) {
+        await service.call("POST", `${path}/input`, bytes);
+      },
+    });
   }
 }

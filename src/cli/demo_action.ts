@@ -1,0 +1,202 @@
+/** What `ovis demo` does. @module */
+
+import { createHash } from "node:crypto";
+import { connect, RemoteDisk } from "../client/mod.ts";
+import { resolveSettings } from "../config.ts";
+import { ImageError } from "../image/errors.ts";
+import { NbdClient } from "../nbd/client.ts";
+import { connectTcp } from "../nbd/transports/tcp.ts";
+import { Client } from "./client.ts";
+import { ConsoleDialogue } from "./console_dialogue.ts";
+import { fetchDebian } from "./image_action.ts";
+import { setUpLogging } from "./logging.ts";
+import { printLine } from "./output.ts";
+import { type RunningService, startService } from "./run_service.ts";
+import { waitForSignal } from "./signals.ts";
+
+const MiB = 1024 * 1024;
+const DISK_BYTES = 16 * MiB;
+const VM = "demo";
+
+/** The command's options. */
+export interface DemoOptions {
+  guest?: "debian" | "demo";
+  keep?: boolean;
+}
+
+/** A guest that can be told to write and to hash its disk. */
+interface DemoGuest {
+  image: string;
+  /** Waits until it takes commands. */
+  ready(console: ConsoleDialogue): Promise<unknown>;
+  write(console: ConsoleDialogue): Promise<unknown>;
+  overwrite(console: ConsoleDialogue): Promise<unknown>;
+  /** The SHA-256 of its disk as it computes it itself. */
+  hash(console: ConsoleDialogue): Promise<string>;
+}
+
+const DEMO_GUEST: DemoGuest = {
+  image: "demo",
+  ready: (console) => console.waitFor(/demo> /),
+  async write(console) {
+    await console.demo(`fill 0 0 ${DISK_BYTES} 0x41`);
+    await console.demo("stress 0 1 2000");
+  },
+  overwrite: (console) => console.demo(`fill 0 0 ${DISK_BYTES} 0x5a`),
+  hash: async (console) => hashIn(await console.demo("hash 0")),
+};
+
+const DEBIAN_GUEST: DemoGuest = {
+  image: "debian",
+  ready: (console) => console.waitFor(/~ # /),
+  write: (console) => console.shell("dd if=/dev/urandom of=/dev/vda bs=1M 2>/dev/null; sync"),
+  overwrite: (console) =>
+    console.shell(
+      "tr '\\0' Z </dev/zero | dd of=/dev/vda bs=1M count=16 " +
+        "iflag=fullblock 2>/dev/null; sync",
+    ),
+  hash: async (console) => hashIn(await console.shell("sha256sum /dev/vda")),
+};
+
+/** Runs the demonstration; throws where the past is not what it was. */
+export async function demo(options: DemoOptions): Promise<void> {
+  const steps = new Steps();
+  const data = await Deno.makeTempDir({ prefix: "ovis-demo-" });
+  const environment = (name: string) => name === "HOME" ? data : undefined;
+  const settings = resolveSettings({
+    flags: { port: 0, data, logLevel: "warning" },
+    environment,
+    file: {},
+  });
+  const running = await startService(settings, await setUpLogging(settings.logLevel));
+  try {
+    steps.done(`the service runs at ${running.url}`);
+    const client = new Client(running);
+    const guest = await chooseGuest(client, options, steps);
+    await show(client, guest, steps);
+    if (options.keep) await keep(running);
+  } finally {
+    await running.stop();
+    await Deno.remove(data, { recursive: true });
+  }
+  steps.done("stopped, everything removed");
+  Deno.exit(0);
+}
+
+async function chooseGuest(client: Client, options: DemoOptions, steps: Steps): Promise<DemoGuest> {
+  if (options.guest === "demo") return DEMO_GUEST;
+  try {
+    const image = await fetchDebian({ suite: "trixie" });
+    await client.call("POST", "/v1/images", { name: "debian", cmdline: image.cmdline });
+    for (const part of ["kernel", "initrd"] as const) {
+      await client.request("PUT", `/v1/images/debian/files/${part}`, { body: image[part] });
+    }
+    steps.done(`fetched ${image.description}`);
+    return DEBIAN_GUEST;
+  } catch (error) {
+    if (options.guest === "debian" || !(error instanceof ImageError)) throw error;
+    steps.done(`Debian can't be fetched (${error.message}): the small demo guest runs instead`);
+    return DEMO_GUEST;
+  }
+}
+
+/** A fleecing as the API shows it, as far as it is used here. */
+interface Fleecing {
+  name: string;
+  exports: { name: string; nbd: string; websocket: string; content: string; copiedBytes: number }[];
+}
+
+async function show(client: Client, guest: DemoGuest, steps: Steps): Promise<void> {
+  await client.call("POST", "/v1/vms", {
+    name: VM,
+    image: guest.image,
+    disks: [{ name: "disk0", sizeBytes: DISK_BYTES }],
+  });
+  await using console = new ConsoleDialogue({
+    async output(signal) {
+      const response = await client.request("GET", `/v1/vms/${VM}/console/log?follow`, { signal });
+      return response.body ?? new ReadableStream();
+    },
+    async input(bytes) {
+      await client.request("POST", `/v1/vms/${VM}/console/input`, { body: bytes });
+    },
+  });
+  await guest.ready(console);
+  steps.done(`a machine has booted ${guest.image}`);
+  await guest.write(console);
+  const before = await guest.hash(console);
+  steps.done(`the guest wrote ${DISK_BYTES / MiB} MiB; its SHA-256: ${before}`);
+
+  const fleecing = await client.call<Fleecing>("POST", `/v1/vms/${VM}/fleecings`, {});
+  const [view] = fleecing.exports;
+  if (view === undefined) throw new Error("the fleecing has no export");
+  steps.done(`its disk is frozen as ${view.name}; the guest goes on`);
+  await guest.overwrite(console);
+  steps.done(`the guest overwrote all of it; its SHA-256 now: ${await guest.hash(console)}`);
+
+  for (const [way, hash] of await readThreeWays(client, view)) {
+    if (hash !== before) throw new Error(`${way} gave ${hash}, not what the guest had`);
+    steps.done(`read ${way}: ${hash}, as it was`);
+  }
+  const path = `/v1/vms/${VM}/fleecings/${fleecing.name}`;
+  const copied = (await client.call<Fleecing>("GET", path)).exports[0]?.copiedBytes ?? 0;
+  steps.done(`the view cost ${copied / MiB} MiB of copies`);
+}
+
+async function readThreeWays(
+  client: Client,
+  view: Fleecing["exports"][number],
+): Promise<[string, string][]> {
+  const { ticket } = await client.call<{ ticket: string }>(
+    "POST",
+    `/v1/exports/${encodeURIComponent(view.name)}/tickets`,
+  );
+  const overWebSocket = await hashDisk(await connect(view.websocket, { ticket }));
+  const nbd = new URL(view.nbd.replace(/^nbd:/, "http:"));
+  const stream = await connectTcp({ host: nbd.hostname, port: Number(nbd.port) });
+  const exportName = decodeURIComponent(nbd.pathname.slice(1));
+  const overTcp = await hashDisk(new RemoteDisk(await NbdClient.connect(stream, { exportName })));
+  const { body } = await client.request("GET", new URL(view.content).pathname);
+  const hash = createHash("sha256");
+  for await (const chunk of body ?? []) hash.update(chunk);
+  return [
+    ["over NBD in a WebSocket", overWebSocket],
+    ["over NBD on TCP", overTcp],
+    ["over HTTP", hash.digest("hex")],
+  ];
+}
+
+async function hashDisk(disk: RemoteDisk): Promise<string> {
+  try {
+    const hash = createHash("sha256");
+    for await (const { length, bytes } of disk.chunks()) {
+      hash.update(bytes ?? new Uint8Array(length));
+    }
+    return hash.digest("hex");
+  } finally {
+    await disk.close();
+  }
+}
+
+async function keep({ url, token }: RunningService): Promise<void> {
+  printLine(`\nThe service stays at ${url} until Ctrl-C. Try:`);
+  printLine(`  curl -s -H "authorization: Bearer ${token}" ${url}/v1/vms/${VM}`);
+  await waitForSignal();
+}
+
+function hashIn(output: string): string {
+  const hash = /[0-9a-f]{64}/.exec(output)?.[0];
+  if (hash === undefined) throw new Error(`the guest did not print a hash: ${output}`);
+  return hash;
+}
+
+/** Says what was done, and how long it took. */
+class Steps {
+  #last = performance.now();
+
+  done(what: string): void {
+    const now = performance.now();
+    printLine(`${((now - this.#last) / 1000).toFixed(2).padStart(6)} s  ${what}`);
+    this.#last = now;
+  }
+}

@@ -1,0 +1,14 @@
+/** Being told to stop. @module */
+
+/** Resolves with the name of the first SIGTERM or SIGINT. */
+export function waitForSignal(): Promise<string> {
+  return new Promise((resolve) => {
+    for (const name of ["SIGTERM", "SIGINT"] as const) {
+      const listener = () => {
+        Deno.removeSignalListener(name, listener);
+        resolve(name);
+      };
+      Deno.addSignalListener(name, listener);
+    }
+  });
+}
