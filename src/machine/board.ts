@@ -11,9 +11,13 @@ import { TICKS_PER_MS } from "./host_ticks.ts";
 
 /** What a machine's device tree depends on. */
 export interface BoardOptions {
+  /** Addresses and interrupts of the devices. */
   layout: HartLayout;
+  /** One or more. */
   hartCount: number;
+  /** Size of the memory at RAM_GPA. */
   ramBytes: number;
+  /** The kernel's command line. */
   cmdline: string;
   /** Where the initrd lies in guest physical memory. */
   initrd: { start: number; end: number } | null;

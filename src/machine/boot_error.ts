@@ -17,9 +17,13 @@ export type BootFile = "kernel" | "initrd" | "firmware";
 
 /** A boot file that can't be used. The message names the file and says why. */
 export class BootError extends Error {
+  /** For logs. */
   override readonly name = "BootError";
+  /** An error about `file`, whose name the message will start with. */
   constructor(
+    /** What is wrong. */
     readonly code: BootErrorCode,
+    /** With which file. */
     readonly file: BootFile,
     message: string,
     options?: ErrorOptions,

@@ -15,6 +15,7 @@ export type Compression = "gzip" | "zstd" | "xz";
 
 /** The result would be larger than allowed. */
 export class OutputTooLargeError extends RangeError {
+  /** For logs. */
   override readonly name = "OutputTooLargeError";
 }
 
@@ -31,8 +32,8 @@ export function detectCompression(bytes: Uint8Array): Compression | null {
 }
 
 /**
- * Decompresses `bytes` to at most `maxBytes`. Throws an OutputTooLargeError for more, and whatever the
- * decompressor throws for damaged input.
+ * Decompresses `bytes` to at most `maxBytes`. Throws an OutputTooLargeError for more, and whatever
+ * the decompressor throws for damaged input.
  */
 export async function decompress(
   bytes: Uint8Array<ArrayBuffer>,
@@ -51,8 +52,8 @@ export async function decompress(
 }
 
 /**
- * The runtime's zstd takes the end of its input for the end of the data. So the frames are walked first
- * (RFC 8878, 3.1.1), by their blocks' sizes.
+ * The runtime's zstd takes the end of its input for the end of the data. So the frames are walked
+ * first (RFC 8878, 3.1.1), by their blocks' sizes.
  */
 function requireWholeZstd(bytes: Uint8Array): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);

@@ -13,7 +13,9 @@ export type DeviceTreeValue = true | string | string[] | number[] | bigint | Uin
 export interface DeviceTreeNode {
   /** Name with unit address ("uart@10000000"); empty for the root. */
   name: string;
+  /** In order. */
   properties: Record<string, DeviceTreeValue>;
+  /** In order. */
   children: DeviceTreeNode[];
 }
 

@@ -1,6 +1,6 @@
 /**
- * Reads ELF files of 64-bit RISC-V as far as loading needs it: the segments and the entry point. Every
- * number in them is checked against the file before it is used.
+ * Reads ELF files of 64-bit RISC-V as far as loading needs it: the segments and the entry point.
+ * Every number in them is checked against the file before it is used.
  *
  * @module
  */
@@ -9,15 +9,21 @@ import { BootError, type BootFile } from "./boot_error.ts";
 
 /** A segment to be loaded: bytes of the file, then zeroes up to memoryBytes. */
 export interface ElfSegment {
+  /** Where it is to lie. */
   physicalAddress: number;
+  /** Where the program believes it to be. */
   virtualAddress: number;
+  /** What it takes in memory. */
   memoryBytes: number;
+  /** What the file holds of it: no more than that. */
   bytes: Uint8Array;
 }
 
 /** What there is to load. */
 export interface ElfImage {
+  /** At least one. */
   segments: ElfSegment[];
+  /** Virtual address of the first instruction. */
   entry: number;
 }
 

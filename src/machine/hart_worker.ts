@@ -3,8 +3,8 @@
  *
  *   init -> ready;  run -> (runs, sleeps in WFI, ...) -> parked;  run -> ...
  *
- * While it runs it takes no messages: the host stops it by STOP_WORD and a bump of HART_WAKE_WORD. Every
- * wait has a bound, so that even a lost notification only costs time.
+ * While it runs it takes no messages: the host stops it by STOP_WORD and a bump of HART_WAKE_WORD.
+ * Every wait has a bound, so that even a lost notification only costs time.
  *
  * @module
  */

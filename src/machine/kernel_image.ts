@@ -3,7 +3,7 @@
  *
  *   gzip, zstd, xz        -> what is inside
  *   EFI zboot (PE, zimg)  -> its payload                     Linux: drivers/firmware/efi/libstub
- *   Image                 -> text_offset, image_size         Linux: Documentation/arch/riscv/boot-image-header
+ *   Image                 -> text_offset, image_size         Linux: riscv/boot-image-header.rst
  *   ELF                   -> its segments, at their physical addresses
  *   anything else binary  -> as it is, at the start of the area (U-Boot's and OpenSBI's .bin)
  *
@@ -21,14 +21,19 @@ import { type ElfImage, type ElfSegment, isElf, readElf } from "./elf.ts";
 
 /** Bytes that go to a guest physical address, followed by zeroes up to memoryBytes. */
 export interface ImagePart {
+  /** Where it goes. */
   gpa: number;
+  /** What it takes there; never less than there are bytes. */
   memoryBytes: number;
+  /** What the file holds of it. */
   bytes: Uint8Array;
 }
 
 /** An image that is ready to be copied to RAM. */
 export interface BootImage {
+  /** In the file's order. */
   parts: ImagePart[];
+  /** Guest physical address of the first instruction. */
   entry: number;
   /** First address behind everything. */
   end: number;
@@ -36,11 +41,13 @@ export interface BootImage {
 
 /** Where an image may lie. */
 export interface ImageArea {
+  /** What errors name. */
   file: BootFile;
   /** Where it goes unless it has an address of its own. */
   gpa: number;
   /** RAM: nothing lies outside. */
   ramStart: number;
+  /** First address behind it. */
   ramEnd: number;
 }
 
@@ -155,8 +162,8 @@ function planLinux(bytes: Uint8Array, area: ImageArea): BootImage {
 }
 
 /**
- * Segments go to their physical addresses. A kernel whose addresses start below RAM (Linux's vmlinux
- * counts them from 0) is moved as a whole to the area.
+ * Segments go to their physical addresses. A kernel whose addresses start below RAM (Linux's
+ * vmlinux counts them from 0) is moved as a whole to the area.
  */
 function planElf(elf: ElfImage, area: ImageArea): BootImage {
   const lowest = Math.min(...elf.segments.map((segment) => segment.physicalAddress));

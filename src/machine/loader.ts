@@ -1,6 +1,6 @@
 /**
- * Puts a machine into the state from which its harts start: devices reset, boot files and device tree in
- * RAM, the harts' registers set.
+ * Puts a machine into the state from which its harts start: devices reset, boot files and device
+ * tree in RAM, the harts' registers set.
  *
  *   0x80000000  firmware, if there is one (M mode starts here)
  *   0x80200000  kernel, or where its own header or segments say
@@ -23,14 +23,22 @@ import type { GuestMemory } from "./guest_memory.ts";
 import { createHostTicks, TICKS_EPOCH_MS, TICKS_PER_MS } from "./host_ticks.ts";
 import { type BootImage, type ImageArea, planImage } from "./kernel_image.ts";
 
-/** What a machine starts from. Without a firmware the SBI is built in and the kernel starts in S mode. */
+/**
+ * What a machine starts from. Without a firmware the SBI is built in and the kernel starts in S
+ * mode.
+ */
 export interface LoadOptions {
   /** Compiled hart.wasm. */
   module: WebAssembly.Module;
+  /** At most MAX_HARTS of layout.ts. */
   hartCount: number;
+  /** Of any kind that kernel_image.ts knows. */
   kernel: Uint8Array<ArrayBuffer> | null;
+  /** Taken as it is. */
   initrd: Uint8Array<ArrayBuffer> | null;
+  /** Starts in M mode; without it the SBI is built in. */
   firmware: Uint8Array<ArrayBuffer> | null;
+  /** The kernel's command line. */
   cmdline: string;
   /** Slots of virtio-mmio that will have a device. */
   virtioSlots: number[];

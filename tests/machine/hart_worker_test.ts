@@ -6,7 +6,10 @@ import { createMachineMemory } from "../../src/wasm/hart.ts";
 import { layout, module } from "../support/bare_hart.ts";
 
 const MiB = 1024 * 1024;
-/** Parking is a matter of a slice or a notification: far below this, unless the machine is overloaded. */
+/**
+ * Parking is a matter of a slice or a notification: far below this, unless the machine is
+ * overloaded.
+ */
 const PARK_LIMIT_MS = 2_000;
 
 const SELF_JUMP = [0x0000006f];

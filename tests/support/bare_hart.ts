@@ -1,6 +1,7 @@
 /**
- * Harts without a worker, a kernel or real time, for tests of the board: each access to a device, each CSR
- * read and each SBI call is one instruction that the hart really executes. The clock is the test's.
+ * Harts without a worker, a kernel or real time, for tests of the board: each access to a device,
+ * each CSR read and each SBI call is one instruction that the hart really executes. The clock is
+ * the test's.
  *
  * @module
  */

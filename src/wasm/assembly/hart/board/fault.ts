@@ -1,6 +1,6 @@
 /**
- * How a device refuses an access. The bus (mmio.ts) clears the flag before each access; the processor
- * looks at it after, and raises an access fault.
+ * How a device refuses an access. The bus (mmio.ts) clears the flag before each access; the
+ * processor looks at it after, and raises an access fault.
  */
 
 /** The last access had no answer: no device there, or not with that size. */

@@ -1,9 +1,10 @@
 /**
- * The interrupt lines into a hart, as bits of HART_MIP_WORD. Each hart derives its own, from the state
- * of the devices and the clock, and nobody else writes these bits; others only wake it. SSIP is not
- * here: it is set by IPIs and cleared by the hart.
+ * The interrupt lines into a hart, as bits of HART_MIP_WORD. Each hart derives its own, from the
+ * state of the devices and the clock, and nobody else writes these bits; others only wake it. SSIP
+ * is not here: it is set by IPIs and cleared by the hart.
  *
- * To be called whenever HART_WAKE_WORD has changed, at the end of a slice, and before and after WFI.
+ * To be called whenever HART_WAKE_WORD has changed, at the end of a slice, and before and after
+ * WFI.
  */
 
 import {
@@ -59,8 +60,8 @@ function publishBits(mask: u32, bits: u32): void {
 }
 
 /**
- * Ticks until time alone may raise another interrupt of this hart, u64.MAX_VALUE if it never will. What
- * has expired already does not count: it is pending.
+ * Ticks until time alone may raise another interrupt of this hart, u64.MAX_VALUE if it never will.
+ * What has expired already does not count: it is pending.
  */
 export function nextTimerTicks(): u64 {
   const now: u64 = readTime();

@@ -1,6 +1,6 @@
 /**
- * A lock over one word of the shared memory: 0 free, 1 held, 2 held and somebody may be asleep on it.
- * Taken only for a few instructions that neither wait nor trap, so its holder always gets on.
+ * A lock over one word of the shared memory: 0 free, 1 held, 2 held and somebody may be asleep on
+ * it. Taken only for a few instructions that neither wait nor trap, so its holder always gets on.
  */
 
 const FREE: i32 = 0;

@@ -7,9 +7,9 @@
  *   0x200000 + 0x1000 * context   threshold; + 4: claim (load), complete (store)
  *
  * Every source is level-triggered. A source is pending while its line is high and no context has
- * claimed it: pending is never stored, only the set of claimed sources is, so that nobody who raises or
- * lowers a line has to tell the PLIC, and no edge can be lost. A claim takes a source by one atomic or;
- * the hart that set the bit has it. There is no lock.
+ * claimed it: pending is never stored, only the set of claimed sources is, so that nobody who
+ * raises or lowers a line has to tell the PLIC, and no edge can be lost. A claim takes a source by
+ * one atomic or; the hart that set the bit has it. There is no lock.
  *
  * A hart derives its own MEIP and SEIP (interrupts.ts). Whoever makes a source pending for another
  * hart wakes it *after* the change, and that hart then looks at what is true by then.

@@ -8,8 +8,9 @@
  *       and the done word is even, or moved    HART_REMOTE_DONE_WORD += 1   (now even)
  *
  * A hart that executes nothing (stopped, in WFI, parked by the host) is not waited for: it stores
- * HART_RUNNING first and then looks at its requests, before its first instruction. A sender that waits is
- * such a hart itself and answers requests meanwhile, so two that fence each other both get on.
+ * HART_RUNNING first and then looks at its requests, before its first instruction. A sender that
+ * waits is such a hart itself and answers requests meanwhile, so two that fence each other both get
+ * on.
  */
 
 import {

@@ -1,6 +1,6 @@
 /**
- * The goldfish RTC: nanoseconds since 1970 from the host's clock plus what the guest set, and one alarm.
- * Several harts at once can only confuse their own clock: every word stands alone.
+ * The goldfish RTC: nanoseconds since 1970 from the host's clock plus what the guest set, and one
+ * alarm. Several harts at once can only confuse their own clock: every word stands alone.
  */
 
 import { RTC_BASE, RTC_EPOCH_NS } from "../layout";

@@ -12,8 +12,8 @@ import { handleRemoteRequests } from "./remote";
 import { acceptStart, endSuspension, HSM_STOPPED, readHartState } from "./sbi_hsm";
 
 /**
- * Makes the hart ready for its next slice; false if there is none to run: it is stopped, or waits for an
- * interrupt. The caller then sleeps on HART_WAKE_WORD, whose value it read before this call.
+ * Makes the hart ready for its next slice; false if there is none to run: it is stopped, or waits
+ * for an interrupt. The caller then sleeps on HART_WAKE_WORD, whose value it read before this call.
  */
 export function resumeHart(): bool {
   acceptStart();

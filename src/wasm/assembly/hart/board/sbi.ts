@@ -1,7 +1,7 @@
 /**
- * The built-in SBI 2.0, for machines that start without a firmware: base, TIME, IPI, RFENCE, HSM, SRST,
- * DBCN and three legacy calls. The calling hart is in S mode: a7 names the extension, a6 the function,
- * a0.. are the arguments; a0 becomes the error and a1 the value (legacy calls: a0 alone).
+ * The built-in SBI 2.0, for machines that start without a firmware: base, TIME, IPI, RFENCE, HSM,
+ * SRST, DBCN and three legacy calls. The calling hart is in S mode: a7 names the extension, a6 the
+ * function, a0.. are the arguments; a0 becomes the error and a1 the value (legacy calls: a0 alone).
  *
  * A call may stop or suspend its hart: then HART_STATE_WORD is no longer HART_RUNNING afterwards.
  */
@@ -139,8 +139,8 @@ function callFence(fid: u64, mask: u64, base: u64): i64 {
 }
 
 /**
- * The harts that a mask names and that execute S mode, one bit each; -1 if it names one that does not
- * exist. A base of -1 means all (SBI 2.0, 3.1).
+ * The harts that a mask names and that execute S mode, one bit each; -1 if it names one that does
+ * not exist. A base of -1 means all (SBI 2.0, 3.1).
  */
 function selectHarts(mask: u64, base: u64): i32 {
   const count: u32 = countHarts();

@@ -1,6 +1,6 @@
 /**
- * SBI debug console (SBI 2.0, 12) and the legacy console calls. The guest names physical addresses, and
- * they must all be RAM.
+ * SBI debug console (SBI 2.0, 12) and the legacy console calls. The guest names physical addresses,
+ * and they must all be RAM.
  */
 
 import { CONSOLE_OUT_TAIL_WORD, CONSOLE_RING_BYTES, PAGE_SIZE, RAM_BASE, RAM_GPA } from "../layout";

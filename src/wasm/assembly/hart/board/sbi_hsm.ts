@@ -4,8 +4,9 @@
  *   STOPPED --start--> START_PENDING --target's resumeHart--> STARTED --stop--> STOPPED
  *   STARTED --suspend--> SUSPENDED --interrupt, resumeHart--> STARTED
  *
- * A hart's state is changed by itself alone, but for the step out of STOPPED, which the starter takes
- * with one compare-and-exchange and which goes through CLAIMED while the arguments are written.
+ * A hart's state is changed by itself alone, but for the step out of STOPPED, which the starter
+ * takes with one compare-and-exchange and which goes through CLAIMED while the arguments are
+ * written.
  */
 
 import {
@@ -107,7 +108,9 @@ export function suspendHart(type: u64, address: u64, opaque: u64): i64 {
   return SBI_SUCCESS;
 }
 
-/** What a reset makes of this hart: with the built-in SBI only hart 0 runs until others are started. */
+/**
+ * What a reset makes of this hart: with the built-in SBI only hart 0 runs until others are started.
+ */
 export function resetHartState(): void {
   const isStarted: bool = hartId === 0 || load<u32>(SBI_BUILT_IN) === 0;
   atomic.store<u32>(addressOfState(hartId), isStarted ? HSM_STARTED : HSM_STOPPED);

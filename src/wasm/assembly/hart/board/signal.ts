@@ -1,10 +1,11 @@
 /**
- * How a hart reaches the others: the I/O worker's doorbell, other harts' wake words, the machine's end.
+ * How a hart reaches the others: the I/O worker's doorbell, other harts' wake words, the machine's
+ * end.
  *
- * The doorbell loses no wake-up: a hart first or-s its bit, then looks whether the I/O worker sleeps; the
- * I/O worker first declares that it sleeps, then looks at the bits. In the one order of all sequentially
- * consistent accesses one of the two sees the other. The wake word makes the sleep itself safe: its
- * value was read before the bits, so a bump after that ends the wait at once.
+ * The doorbell loses no wake-up: a hart first or-s its bit, then looks whether the I/O worker
+ * sleeps; the I/O worker first declares that it sleeps, then looks at the bits. In the one order of
+ * all sequentially consistent accesses one of the two sees the other. The wake word makes the sleep
+ * itself safe: its value was read before the bits, so a bump after that ends the wait at once.
  */
 
 import {

@@ -1,6 +1,6 @@
 /**
- * mtime: ticks of 10 MHz since the machine's start, from the host's clock. All harts of a machine read
- * the same clock, so there is nothing to keep in step.
+ * mtime: ticks of 10 MHz since the machine's start, from the host's clock. All harts of a machine
+ * read the same clock, so there is nothing to keep in step.
  */
 
 import { MTIME_ORIGIN } from "../layout";

@@ -4,13 +4,14 @@
  *   THR store -> output ring -> DOORBELL_CONSOLE -> I/O worker
  *   I/O worker -> input ring, harts woken -> RBR load
  *
- * Its receive FIFO is a view on the input ring: bytes that no load has fetched are still "on the wire", so
- * that clearing the FIFO loses nothing that somebody typed. The transmitter is empty (LSR.THRE) while the
- * output ring has room for a whole FIFO: that is the back-pressure. What is stored in spite of a full ring
- * is lost, as on the real part.
+ * Its receive FIFO is a view on the input ring: bytes that no load has fetched are still "on the
+ * wire", so that clearing the FIFO loses nothing that somebody typed. The transmitter is empty
+ * (LSR.THRE) while the output ring has room for a whole FIFO: that is the back-pressure. What is
+ * stored in spite of a full ring is lost, as on the real part.
  *
  * The interrupt line is derived from registers and rings whenever somebody asks (uartLevel); only
- * "transmitter empty, not yet seen" needs a word of its own. Accesses are made one at a time, under LOCK.
+ * "transmitter empty, not yet seen" needs a word of its own. Accesses are made one at a time, under
+ * LOCK.
  */
 
 import {
@@ -100,7 +101,10 @@ export function uartRetryTicks(): u64 {
   return isWaiting && !isTransmitterEmpty() ? RETRY_TICKS : u64.MAX_VALUE;
 }
 
-/** Puts `count` bytes at `source`, an address of this memory, on the console; returns how many fitted. */
+/**
+ * Puts `count` bytes at `source`, an address of this memory, on the console; returns how many
+ * fitted.
+ */
 export function writeConsole(source: usize, count: u32): u32 {
   acquireLock(LOCK);
   const written: u32 = min(count, outputRoom());

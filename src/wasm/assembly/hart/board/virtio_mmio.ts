@@ -1,12 +1,14 @@
 /**
- * The registers of virtio-mmio slots, version 2 (virtio 1.2, 4.2.2), over the slot words of layout.ts. The
- * driver's accesses are answered here; queues and configuration are the I/O worker's.
+ * The registers of virtio-mmio slots, version 2 (virtio 1.2, 4.2.2), over the slot words of
+ * layout.ts. The driver's accesses are answered here; queues and configuration are the I/O
+ * worker's.
  *
  * - QueueNotify, and every store to Status, rings the slot's doorbell.
- * - Status 0 resets: status and queues are cleared first, so that the I/O worker takes nothing new; then
- *   the hart waits until the I/O worker has nothing of the device in flight; interrupts are cleared last.
- * - The interrupt line is high while InterruptStatus is not 0 (plic.ts), so an acknowledgement and a new
- *   interrupt at the same time can't lose each other.
+ * - Status 0 resets: status and queues are cleared first, so that the I/O worker takes nothing new;
+ *   then the hart waits until the I/O worker has nothing of the device in flight; interrupts are
+ *   cleared last.
+ * - The interrupt line is high while InterruptStatus is not 0 (plic.ts), so an acknowledgement and
+ *   a new interrupt at the same time can't lose each other.
  *
  * What the driver must not do is refused where it could reach beyond the slot or RAM, and ignored
  * elsewhere; a queue outside RAM sets DEVICE_NEEDS_RESET.
@@ -115,7 +117,9 @@ export function virtioLoad(offset: u32, size: u32): u64 {
   return size === 4 ? <u64> loadRegister(slot, register) : refuseAccess();
 }
 
-/** `offset` as for virtioLoad. The driver may not write to the configuration of any of our devices. */
+/**
+ * `offset` as for virtioLoad. The driver may not write to the configuration of any of our devices.
+ */
 export function virtioStore(offset: u32, value: u32, size: u32): void {
   const index: u32 = offset / VIRTIO_SLOT_SIZE;
   const slot: u32 = VIRTIO_BASE + index * VIRTIO_STRIDE;
@@ -162,8 +166,9 @@ function loadRegister(slot: u32, register: u32): u32 {
     case CONFIG_GENERATION:
       return atomic.load<u32>(slot, VIRTIO_CONFIG_GENERATION_WORD);
     default:
-      // A shared memory region that does not exist has length and base -1 (virtio 1.2, 4.2.2). QueueReset
-      // reads 0, since VIRTIO_F_RING_RESET is not offered, and so does what can only be written.
+      // A shared memory region that does not exist has length and base -1 (virtio 1.2, 4.2.2).
+      // QueueReset reads 0, since VIRTIO_F_RING_RESET is not offered, and so does what can only be
+      // written.
       return register >= SHM_LEN_LOW && register <= SHM_BASE_HIGH ? u32.MAX_VALUE : 0;
   }
 }
@@ -220,7 +225,8 @@ function storeStatus(slot: u32, index: u32, value: u32): void {
   const offered: u64 = load<u64>(slot, VIRTIO_DEVICE_FEATURES);
   const accepted: u64 = load<u64>(slot, VIRTIO_DRIVER_FEATURES);
   if ((accepted & ~offered) !== 0 || (accepted & VIRTIO_F_VERSION_1) === 0) {
-    status &= ~STATUS_FEATURES_OK; // virtio 1.2, 2.2.2 and 6.2: only what was offered, and always version 1
+    // Only what was offered, and always version 1 (virtio 1.2, 2.2.2 and 6.2).
+    status &= ~STATUS_FEATURES_OK;
   }
   // Only the driver's own bits change: NEEDS_RESET is the device's until the next reset.
   atomic.or<u32>(slot, status, VIRTIO_STATUS_WORD);
@@ -228,7 +234,10 @@ function storeStatus(slot: u32, index: u32, value: u32): void {
   ringDoorbell(DOORBELL_VIRTIO << index);
 }
 
-/** The selected queue's block; 0 if there is none. The selection is read once: another hart may change it. */
+/**
+ * The selected queue's block; 0 if there is none. The selection is read once: another hart may
+ * change it.
+ */
 function findQueue(slot: u32): u32 {
   const select: u32 = load<u32>(slot, VIRTIO_QUEUE_SEL);
   if (select >= VIRTIO_QUEUE_COUNT) return 0;
@@ -329,8 +338,9 @@ function resetDevice(slot: u32, index: u32): void {
 }
 
 /**
- * Waits until the I/O worker has finished with the device. The disk may take its time, so other harts'
- * fences don't wait for this one meanwhile (remote.ts), and a stop of the machine ends the wait.
+ * Waits until the I/O worker has finished with the device. The disk may take its time, so other
+ * harts' fences don't wait for this one meanwhile (remote.ts), and a stop of the machine ends the
+ * wait.
  */
 function awaitReset(slot: u32, ticket: i32): void {
   atomic.store<u32>(hart, HART_WAITING, HART_STATE_WORD);
