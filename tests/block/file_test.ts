@@ -389,6 +389,30 @@ Deno.test("FileNode flushes in the call when little is to be written, else besid
   await disk.close();
 });
 
+Deno.test("FileNode never waits for the medium with a temporary file", async () => {
+  using folder = tempFolder();
+  const { fdatasync, fdatasyncSync } = fs;
+  let syncCount = 0;
+  const count = (): void => void syncCount++;
+  Object.assign(fs, { fdatasync: count, fdatasyncSync: count });
+  try {
+    const disk = FileNode.open({
+      nodeName: "scratch",
+      path: `${folder.path}/scratch`,
+      isReadOnly: false,
+      create: true,
+      sizeBytes: MiB,
+      isTemporary: true,
+    });
+    now(disk.write(0, filled(MiB, 1)));
+    now(disk.flush());
+    await disk.close();
+  } finally {
+    Object.assign(fs, { fdatasync, fdatasyncSync });
+  }
+  assertEquals(syncCount, 0);
+});
+
 Deno.test("FileNode never again says that it flushed once a flush failed", async () => {
   using folder = tempFolder();
   const disk = createDisk(`${folder.path}/disk`, MiB);

@@ -41,6 +41,8 @@ const SYNCHRONOUS_FLUSH_MS = 2;
 export interface FileNodeOptions extends DiskFileOptions {
   nodeName: string;
   discard?: DiscardMode;
+  /** Nobody needs the content after this node: flushes, also the one of a close, do nothing. */
+  isTemporary?: boolean;
   clock?: Clock;
 }
 
@@ -60,6 +62,7 @@ export class FileNode extends BlockNode {
   readonly #libc: LibC | null;
   readonly #resources: FileResources;
   readonly #clock: Clock;
+  readonly #isTemporary: boolean;
 
   /** A run known to hold data: finding its end again can be slow (tmpfs looks at every page). */
   #dataStart = 0;
@@ -83,6 +86,7 @@ export class FileNode extends BlockNode {
     this.path = resources.file.path;
     this.#resources = resources;
     this.#clock = options.clock ?? systemClock;
+    this.#isTemporary = options.isTemporary ?? false;
     this.#fd = resources.file.fd;
     this.#libc = resources.libc;
     // A hole past the end changes nothing: only tells whether the file system has holes.
@@ -144,7 +148,7 @@ export class FileNode extends BlockNode {
 
   protected override doFlush(): MaybePromise<void> {
     if (this.#flushError !== null) throw this.#flushError;
-    if (this.isReadOnly) return;
+    if (this.isReadOnly || this.#isTemporary) return;
     const bytes = this.#unflushedBytes;
     // Nothing new: what was written before is flushed, or on its way.
     if (bytes === 0) return this.#flushing ?? undefined;
