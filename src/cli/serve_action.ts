@@ -19,6 +19,11 @@ export async function serve(flags: PartialSettings, configPath: string | null): 
     file: configPath === null ? {} : JSON.parse(await Deno.readTextFile(configPath)),
   });
   const log = await setUpLogging(settings.logLevel);
+  // A bug in the service of one client must not take everybody's machines down.
+  addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    log.error("not handled: {reason}", { reason: event.reason });
+  });
   const stopped = waitForSignal();
   const running = await startService(settings, log);
   if (running.isTokenNew) {

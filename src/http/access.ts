@@ -26,6 +26,44 @@ export function checkAccess(request: Request, policy: AccessPolicy): void {
   checkOrigin(request, { host, policy });
 }
 
+/** How long a browser may remember a preflight's answer. */
+const PREFLIGHT_SECONDS = "600";
+
+/**
+ * What lets a page of an allowed origin read an answer (Fetch standard, "CORS protocol"). Nothing
+ * for the service's own pages, which need nothing.
+ */
+export function corsHeaders(request: Request, policy: AccessPolicy): Record<string, string> {
+  const origin = request.headers.get("origin");
+  if (origin === null || !policy.origins.includes(origin)) return {};
+  return {
+    "access-control-allow-origin": origin,
+    "access-control-expose-headers": "content-range, etag, location, accept-ranges",
+    "cross-origin-resource-policy": "cross-origin",
+    vary: "origin",
+  };
+}
+
+/** The answer to a browser that asks whether a page of an allowed origin may send a request. */
+export function answerPreflight(request: Request, policy: AccessPolicy): Response {
+  checkAccess(request, policy);
+  return new Response(null, {
+    status: 204,
+    headers: {
+      ...corsHeaders(request, policy),
+      "access-control-allow-methods": "GET, HEAD, POST, PUT, DELETE",
+      "access-control-allow-headers":
+        "authorization, content-type, idempotency-key, range, if-match, if-none-match, if-range",
+      "access-control-max-age": PREFLIGHT_SECONDS,
+    },
+  });
+}
+
+/** Whether a request is a preflight: it carries no credentials and asks for another one. */
+export function isPreflight(request: Request): boolean {
+  return request.method === "OPTIONS" && request.headers.has("access-control-request-method");
+}
+
 /** An address can't be rebound, only a name can: so every IP address is fine. */
 function checkHost(request: Request, policy: AccessPolicy): string {
   const host = (request.headers.get("host") ?? new URL(request.url).host).toLowerCase();

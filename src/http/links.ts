@@ -25,11 +25,15 @@ export class Links {
     const path = `${base}/v1/exports/${info.name}`;
     return {
       nbd: nbd && `nbd://${nbdHost(nbd.host, url.hostname)}:${nbd.port}/${info.name}`,
-      nbdUnix: nbd && `nbd+unix:///${info.name}?socket=${encodeURI(nbd.socketPath)}`,
+      nbdUnix: nbd && `nbd+unix:///${info.name}?socket=${encodePath(nbd.socketPath)}`,
       websocket: `${path.replace(/^http/, "ws")}/nbd`,
       content: `${path}/content`,
     };
   }
+}
+
+function encodePath(path: string): string {
+  return path.split("/").map(encodeURIComponent).join("/");
 }
 
 /** A server that listens everywhere is reached where the request came. */

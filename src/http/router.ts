@@ -11,7 +11,13 @@
 import { OpenAPIHono, type RouteConfig, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
 import type { Logger } from "@logtape/logtape";
-import { type AccessPolicy, checkAccess } from "./access.ts";
+import {
+  type AccessPolicy,
+  answerPreflight,
+  checkAccess,
+  corsHeaders,
+  isPreflight,
+} from "./access.ts";
 import type { Authenticator } from "./auth.ts";
 import { parseJson, readJsonBytes } from "./body.ts";
 import { IdempotencyBook } from "./idempotency.ts";
@@ -154,7 +160,10 @@ export class Router {
         throw new HttpError("notFound", `there is nothing at ${context.req.path.slice(0, 200)}`);
       })
     );
-    return async (request) => await this.#app.fetch(request);
+    return async (request) =>
+      isPreflight(request)
+        ? await this.#guard(request, () => answerPreflight(request, this.#options.access))
+        : await this.#app.fetch(request);
   }
 
   #refuseMethod(context: Context, methods: ReadonlySet<string>): Promise<Response> {
@@ -195,7 +204,7 @@ export class Router {
   ): Promise<Response> {
     try {
       checkAccess(request, this.#options.access);
-      return decorate(await action());
+      return this.#decorate(request, await action());
     } catch (error) {
       const response = problemResponse(error);
       if (response.status >= FIRST_SERVER_ERROR) {
@@ -205,8 +214,17 @@ export class Router {
           error,
         });
       }
-      return decorate(response);
+      return this.#decorate(request, response);
     }
+  }
+
+  #decorate(request: Request, response: Response): Response {
+    // The answer to a WebSocket upgrade belongs to the runtime: its headers can't be changed.
+    if (response.status === 101) return response;
+    const headers = { ...SECURITY_HEADERS, ...corsHeaders(request, this.#options.access) };
+    for (const [name, value] of Object.entries(headers)) response.headers.set(name, value);
+    if (!response.headers.has("cache-control")) response.headers.set("cache-control", "no-store");
+    return response;
   }
 }
 
@@ -220,14 +238,6 @@ export function json(value: unknown, init: ResponseInit = {}): Response {
 /** An answer without content. */
 export function noContent(): Response {
   return new Response(null, { status: 204 });
-}
-
-function decorate(response: Response): Response {
-  // The answer to a WebSocket upgrade belongs to the runtime: its headers can't be changed.
-  if (response.status === 101) return response;
-  for (const [name, value] of Object.entries(SECURITY_HEADERS)) response.headers.set(name, value);
-  if (!response.headers.has("cache-control")) response.headers.set("cache-control", "no-store");
-  return response;
 }
 
 function parse<S extends z.ZodType>(

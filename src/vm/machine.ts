@@ -320,11 +320,20 @@ export class Machine {
     this.fleecings.clear();
     await session?.driver?.close();
     this.#session = null;
-    const { folder } = this.#context;
-    await Deno.remove(folder.scratchDirectory(this.#record.id), { recursive: true })
-      .catch(ignoreMissing);
-    await Deno.remove(folder.socketPath(this.#record.id)).catch(ignoreMissing);
+    await this.#removeTemporary();
     this.#enter(state);
+  }
+
+  /** What can't be removed now is removed at the next start of the service. */
+  async #removeTemporary(): Promise<void> {
+    const { folder } = this.#context;
+    try {
+      await Deno.remove(folder.scratchDirectory(this.#record.id), { recursive: true })
+        .catch(ignoreMissing);
+      await Deno.remove(folder.socketPath(this.#record.id)).catch(ignoreMissing);
+    } catch (error) {
+      this.#log.warn("temporary files stay behind: {error}", { error });
+    }
   }
 
   async #delete(): Promise<void> {

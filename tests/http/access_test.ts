@@ -110,6 +110,31 @@ Deno.test("Origin is the service's own or an allowed one", async () => {
   assertEquals(await get({ "sec-fetch-site": "none" }), "200");
 });
 
+Deno.test("pages of an allowed origin may read answers, others get no permission", async () => {
+  await using test = await openTestApp({ hasAuth: true });
+  const preflight = (origin: string) =>
+    test.fetch("/v1/vms", {
+      method: "OPTIONS",
+      headers: { origin, "access-control-request-method": "POST" },
+    });
+  const allowed = await preflight("https://tools.example");
+  assertEquals(allowed.status, 204);
+  assertEquals(allowed.headers.get("access-control-allow-origin"), "https://tools.example");
+  assertMatch(allowed.headers.get("access-control-allow-headers") ?? "", /authorization/);
+  const refused = await preflight("https://evil.example");
+  assertEquals(refused.headers.get("access-control-allow-origin"), null);
+  assertEquals(await outcome(refused), "403 originNotAllowed");
+  const answer = await test.fetch("/v1/vms", {
+    headers: { ...BEARER, origin: "https://tools.example" },
+  });
+  assertEquals(answer.headers.get("access-control-allow-origin"), "https://tools.example");
+  assertEquals(answer.headers.get("vary"), "origin");
+  await answer.body?.cancel();
+  const own = await test.fetch("/v1/vms", { headers: BEARER });
+  assertEquals(own.headers.get("access-control-allow-origin"), null);
+  await own.body?.cancel();
+});
+
 Deno.test("Host and Origin are checked also with the right token, and where nothing is", async () => {
   await using test = await openTestApp({ hasAuth: true });
   for (const path of ["/v1/vms", "/none"]) {

@@ -1,7 +1,7 @@
 /**
- * One machine under random requests, events and faults, against what must hold always: its driver is
- * used as driver.ts says, one call at a time; nothing of an ended session is left; the state that
- * people see is the driver's.
+ * One machine under random requests, events and faults, against what must hold always: its driver
+ * is used as driver.ts says, one call at a time; nothing of an ended session is left; the state
+ * that people see is the driver's.
  *
  * @module
  */

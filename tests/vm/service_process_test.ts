@@ -142,7 +142,9 @@ Deno.test("the token is made at the first start, printed once, and kept for the 
   await withFolder(async (folder) => {
     const start = async () => {
       const child = new Deno.Command(Deno.execPath(), {
-        args: ["run", "-P=ovis", "main.ts", "serve", "--port", "0", "--data", folder],
+        // As `deno task start` does it, but without a person to ask for more permissions.
+        args: ["run", "--no-prompt", "-P=serve", "main.ts", "serve", "--port", "0"]
+          .concat("--data", folder),
         cwd: ROOT,
         env: { OVIS_LOG_LEVEL: "error" },
         stdin: "null",
