@@ -11,8 +11,7 @@
  */
 
 import { limits } from "../limits.ts";
-import type { Kernels } from "../wasm/kernels.ts";
-import { storageBytes } from "../wasm/kernels.ts";
+import { type KernelExports, type Kernels, storageBytes } from "../wasm/kernels.ts";
 import { BlockError } from "./errors.ts";
 import type { ByteRange } from "./types.ts";
 
@@ -35,6 +34,7 @@ export class Bitmap implements Disposable {
   /** How many bits there are. */
   readonly bitCount: number;
   readonly #kernels: Kernels;
+  readonly #functions: KernelExports;
   readonly #byteCount: number;
   readonly #shift: number;
   #address: number;
@@ -49,6 +49,7 @@ export class Bitmap implements Disposable {
     }
     this.#shift = Math.round(Math.log2(shape.granularity));
     this.#kernels = kernels;
+    this.#functions = kernels.functions;
     this.#byteCount = storageBytes(Math.ceil(this.bitCount / 8));
     const address = kernels.allocate(this.#byteCount);
     if (address === null) throw new BlockError("ENOSPC", "No memory is left for bitmaps");
@@ -65,7 +66,7 @@ export class Bitmap implements Disposable {
   /** Sets every bit that `[offset, offset + length)` touches. */
   set(offset: number, length: number): void {
     const { start, end } = this.#touched(offset, length);
-    this.#kernels.functions.setRange(this.#live(), start, end);
+    this.#functions.setRange(this.#live(), start, end);
   }
 
   /** Clears `[offset, offset + length)`, which must be made of whole bits. */
@@ -74,50 +75,56 @@ export class Bitmap implements Disposable {
     const isWhole = offset % this.granularity === 0 &&
       ((offset + length) % this.granularity === 0 || offset + length === this.sizeBytes);
     if (!isWhole) throw new RangeError(`[${offset}, +${length}) is not made of whole bits`);
-    this.#kernels.functions.clearRange(this.#live(), start, end);
+    this.#functions.clearRange(this.#live(), start, end);
   }
 
   setAll(): void {
-    this.#kernels.functions.setRange(this.#live(), 0, this.bitCount);
+    this.#functions.setRange(this.#live(), 0, this.bitCount);
   }
 
   clearAll(): void {
-    this.#kernels.functions.clearRange(this.#live(), 0, this.bitCount);
+    this.#functions.clearRange(this.#live(), 0, this.bitCount);
   }
 
   /** Whether the bit of the byte at `offset` is set. */
   isSet(offset: number): boolean {
     const { start } = this.#touched(offset, 1);
-    return this.#kernels.functions.test(this.#live(), start) === 1;
+    return this.#functions.test(this.#live(), start) === 1;
   }
 
   /** Whether a bit that `[offset, offset + length)` touches is set. */
   isAnySet(offset: number, length: number): boolean {
-    const { start, end } = this.#touched(offset, length);
-    return this.#kernels.functions.nextSet(this.#live(), start, end) >>> 0 < end;
+    // On the path of every guest write: the bit of a range that has only one is looked at directly.
+    const start = Math.floor(offset / this.granularity);
+    if (length > 0 && Math.floor((offset + length - 1) / this.granularity) === start) {
+      if (start >= 0 && start < this.bitCount && this.#address !== 0) {
+        return this.#functions.test(this.#address, start) === 1;
+      }
+    }
+    return this.nextSet(offset, length) < offset + length;
   }
 
   /** Whether all bits that `[offset, offset + length)` touches are set. */
   isAllSet(offset: number, length: number): boolean {
     const { start, end } = this.#touched(offset, length);
-    return this.#kernels.functions.nextClear(this.#live(), start, end) >>> 0 === end;
+    return this.#functions.nextClear(this.#live(), start, end) >>> 0 === end;
   }
 
   isEmpty(): boolean {
-    return this.#kernels.functions.isZero(this.#live(), this.#byteCount) === 1;
+    return this.#functions.isZero(this.#live(), this.#byteCount) === 1;
   }
 
   /** Where, in `[offset, offset + length)`, the first byte of a set bit is; else `offset + length`. */
   nextSet(offset: number, length: number): number {
     const { start, end } = this.#touched(offset, length);
-    const index = this.#kernels.functions.nextSet(this.#live(), start, end) >>> 0;
+    const index = this.#functions.nextSet(this.#live(), start, end) >>> 0;
     return this.#found(index, offset, length);
   }
 
   /** Where, in `[offset, offset + length)`, the first byte of a clear bit is; else `offset + length`. */
   nextClear(offset: number, length: number): number {
     const { start, end } = this.#touched(offset, length);
-    const index = this.#kernels.functions.nextClear(this.#live(), start, end) >>> 0;
+    const index = this.#functions.nextClear(this.#live(), start, end) >>> 0;
     return this.#found(index, offset, length);
   }
 
@@ -136,7 +143,7 @@ export class Bitmap implements Disposable {
 
   /** How many bytes have their bit set in a range that is made of whole bits (see `clear`). */
   countBytesIn(offset: number, length: number): number {
-    const { functions } = this.#kernels;
+    const functions = this.#functions;
     const { start, end } = this.#touched(offset, length);
     const bits = functions.count(this.#live(), start, end) >>> 0;
     if (bits === 0) return 0;
@@ -151,7 +158,7 @@ export class Bitmap implements Disposable {
    */
   merge(source: Bitmap): void {
     if (source.sizeBytes !== this.sizeBytes) throw new RangeError("bitmaps of different disks");
-    const { functions } = this.#kernels;
+    const functions = this.#functions;
     const [into, from] = [this.#live(), source.#live()];
     const shift = this.#shift - source.#shift;
     if (shift === 0) functions.merge(into, from, this.#byteCount);
@@ -164,13 +171,13 @@ export class Bitmap implements Disposable {
     if (other.sizeBytes !== this.sizeBytes || other.granularity !== this.granularity) {
       throw new RangeError("bitmaps of different shapes");
     }
-    this.#kernels.functions.andNot(this.#live(), other.#live(), this.#byteCount);
+    this.#functions.andNot(this.#live(), other.#live(), this.#byteCount);
   }
 
   /** A copy for a disk of another size: what is beyond either end is lost, what is new is clear. */
   resized(sizeBytes: number): Bitmap {
     const copy = new Bitmap(this.#kernels, { sizeBytes, granularity: this.granularity });
-    const { functions } = this.#kernels;
+    const functions = this.#functions;
     functions.merge(copy.#live(), this.#live(), Math.min(copy.#byteCount, this.#byteCount));
     functions.clearRange(copy.#live(), copy.bitCount, copy.#byteCount * 8);
     return copy;

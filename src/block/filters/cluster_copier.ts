@@ -79,11 +79,9 @@ export class ClusterCopier {
     return this.#inFlight.count;
   }
 
-  /** Whether a write to these whole clusters has to wait for nothing. */
-  isSettled(offset: number, length: number): boolean {
-    if (this.#bitmaps.copy.isAnySet(offset, length)) return false;
-    return this.#inFlight.count === 0 ||
-      this.#inFlight.overlapping({ offset, length }) === undefined;
+  /** Whether a copy in these whole clusters is in flight. */
+  isCopying(range: ByteRange): boolean {
+    return this.#inFlight.overlapping(range) !== undefined;
   }
 
   /**

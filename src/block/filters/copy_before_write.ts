@@ -288,12 +288,13 @@ export class CopyBeforeWriteNode extends BlockNode {
     };
   }
 
-  /** Whether a request may pass to the disk as it is. */
+  /** Whether a request may pass to the disk as it is. On the path of every guest write. */
   #isFree(offset: number, length: number, flags: number): boolean {
     if (this.#brokenBy !== null || (flags & REQ_WRITE_UNCHANGED) !== 0) return true;
+    if (this.#bitmaps.copy.isAnySet(offset, length)) return false;
+    if (this.#copier.inFlightCount === 0 && this.#frozen.count === 0) return true;
     const clusters = this.#bitmaps.around(offset, length);
-    return this.#copier.isSettled(clusters.offset, clusters.length) &&
-      (this.#frozen.count === 0 || this.#frozen.overlapping(clusters) === undefined);
+    return !this.#copier.isCopying(clusters) && this.#frozen.overlapping(clusters) === undefined;
   }
 
   /** A guest's request that has to do or to wait for something before it may reach the disk. */
