@@ -484,8 +484,8 @@ Deno.test({
     using folder = tempFolder();
     const driver = new URL("../../src/block/drivers/file.ts", import.meta.url).href;
     const vectors = new URL("../../src/block/io_vector.ts", import.meta.url).href;
-    // A limit on the size of files, in blocks of 1,024 bytes, whose signal is ignored. That a file of
-    // the same name can be made in the end shows that the first attempt left none.
+    // A limit on the size of files, in blocks of 1,024 bytes, whose signal is ignored. That a file
+    // of the same name can be made in the end shows that the first attempt left none.
     const script = `
       const { FileNode } = await import(${JSON.stringify(driver)});
       const { IoVector } = await import(${JSON.stringify(vectors)});
