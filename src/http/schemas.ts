@@ -57,14 +57,20 @@ export function pageOf<S extends z.ZodType>(item: S) {
   });
 }
 
+/** The path of an image. */
 export const ImageParams = z.strictObject({ image: NameSchema });
+/** The path of an image's file. */
 export const ImageFileParams = z.strictObject({ image: NameSchema, part: z.enum(IMAGE_PARTS) });
+/** The path of a machine. */
 export const VmParams = z.strictObject({ vm: NameSchema });
+/** The path of a fleecing. */
 export const FleecingParams = z.strictObject({ vm: NameSchema, fleecing: NameSchema });
+/** The path of an export. */
 export const ExportParams = z.strictObject({
   export: z.string().regex(EXPORT_NAME_PATTERN, { error: "is not the name of an export" }),
 });
 
+/** An image to be made. */
 export const NewImageSchema = z.strictObject({
   name: NameSchema,
   cmdline: CmdlineSchema.default("").describe("The kernel's command line"),
@@ -72,6 +78,7 @@ export const NewImageSchema = z.strictObject({
 
 const ImageFileSchema = z.object({ sizeBytes: z.int(), sha256: z.string() });
 
+/** An image. */
 export const ImageSchema = z.object({
   name: z.string(),
   cmdline: z.string(),
@@ -87,6 +94,7 @@ const NewDiskSchema = z.strictObject({
   readOnly: z.boolean().default(false),
 }).openapi("NewDisk");
 
+/** A machine to be made. */
 export const NewVmSchema = z.strictObject({
   name: NameSchema,
   image: NameSchema.describe("`demo` is always there"),
@@ -105,6 +113,7 @@ export const NewVmSchema = z.strictObject({
   start: z.boolean().default(true),
 }).openapi("NewVm");
 
+/** A machine as it stands. */
 export const VmSchema = z.object({
   name: z.string(),
   state: z.enum([
@@ -131,6 +140,7 @@ export const VmSchema = z.object({
   createdAt: z.iso.datetime(),
 }).openapi("Vm");
 
+/** The query of a console's log. */
 export const LogQuery = z.strictObject({
   follow: z.enum(["", "1", "true", "0", "false"], { error: "must be true or false" }).optional()
     .transform((value) => value === "" || value === "1" || value === "true")
@@ -138,6 +148,7 @@ export const LogQuery = z.strictObject({
     .describe("Keep the answer open and send what the guest writes as it comes"),
 });
 
+/** A fleecing to be taken. */
 export const NewFleecingSchema = z.strictObject({
   name: NameSchema.optional().describe("Without it: the moment, in UTC"),
   disks: z.array(NameSchema).max(limits.diskCount)
@@ -170,8 +181,10 @@ const ExportFields = {
   content: z.string().describe("HTTP, with ranges"),
 };
 
+/** An export with its addresses. */
 export const ExportSchema = z.object(ExportFields).openapi("Export");
 
+/** A fleecing with its figures. */
 export const FleecingSchema = z.object({
   name: z.string(),
   vm: z.string(),
@@ -193,6 +206,7 @@ export const FleecingSchema = z.object({
   })),
 }).openapi("Fleecing");
 
+/** The query of a map. */
 export const ExtentsQuery = z.strictObject({
   context: z.enum(["allocation", "access"]).default("allocation")
     .describe("What the map shows: where data is, or what may be read"),
@@ -203,6 +217,7 @@ export const ExtentsQuery = z.strictObject({
     .default(limits.extentsPerAnswer),
 });
 
+/** A part of a map. */
 export const ExtentsSchema = z.object({
   extents: z.array(z.object({
     offset: z.int(),
@@ -214,12 +229,14 @@ export const ExtentsSchema = z.object({
   nextOffset: z.int().nullable().describe("Ask again from here; null at the end"),
 }).openapi("Extents");
 
+/** A ticket. */
 export const TicketSchema = z.object({
   ticket: z.string(),
   protocol: z.string().describe("Offer it as a subprotocol beside `nbd`; it is not echoed"),
   expiresAt: z.iso.datetime(),
 }).openapi("Ticket");
 
+/** What the service says about itself. */
 export const InfoSchema = z.object({
   name: z.literal("ovis"),
   version: z.string(),
@@ -228,4 +245,5 @@ export const InfoSchema = z.object({
   limits: z.record(z.string(), z.number()),
 }).openapi("Info");
 
+/** Whether it lives, or takes work. */
 export const HealthSchema = z.object({ status: z.string() }).openapi("Health");
