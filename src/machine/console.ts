@@ -4,8 +4,8 @@
  *   output ring --pump--> event (at most a window unacknowledged, else it stays in the ring)
  *   `input` --> queue (bounded) --pump--> input ring
  *
- * A full output ring holds the guest up, as a slow serial line would; nothing is lost on the way. The
- * first bytes after a pause are sent at once, what follows soon after them in larger pieces.
+ * A full output ring holds the guest up, as a slow serial line would; nothing is lost on the way.
+ * The first bytes after a pause are sent at once, what follows soon after them in larger pieces.
  *
  * @module
  */
@@ -38,6 +38,7 @@ export class ConsolePump {
   #isCollecting = false;
   #isClosed = false;
 
+  /** Does nothing by itself: see `pump`. */
   constructor(memory: GuestMemory, options: ConsolePumpOptions) {
     this.#memory = memory;
     this.#emit = options.emit;
@@ -67,7 +68,9 @@ export class ConsolePump {
     this.pump();
   }
 
-  /** Sends what the ring still holds, whether there is room for it or not: the guest writes no more. */
+  /**
+   * Sends what the ring still holds, whether there is room for it or not: the guest writes no more.
+   */
   flush(): void {
     this.#pumpOutput(Infinity);
   }

@@ -1,6 +1,6 @@
 /**
- * The disks of a machine: for each a file, its raw node, a backend, and a virtio-blk device in the slot
- * of its place in the list.
+ * The disks of a machine: for each a file, its raw node, a backend, and a virtio-blk device in the
+ * slot of its place in the list.
  *
  *   [virtio-blk in slot N] -- backend --> disk-N (raw) --> file-N (file)
  *
@@ -22,16 +22,19 @@ import { VirtioTransport } from "./virtio_transport.ts";
 
 /** One disk. */
 export interface MachineDisk {
+  /** As the machine was told. */
   readonly config: DiskConfig;
   /** What the disk is below all filters. */
   readonly node: BlockNode;
   /** What the guest writes through. */
   readonly backend: BlockBackend;
+  /** What the guest's driver talks to. */
   readonly device: VirtioBlk;
 }
 
 /** All disks of a machine, by slot. */
 export class MachineDisks {
+  /** By slot. */
   readonly list: readonly MachineDisk[];
   readonly #graph: BlockGraph;
 

@@ -1,12 +1,12 @@
 /**
- * The I/O worker's loop: sleeps until a hart rings, serves what was rung for, and lets the rest of the
- * worker (sockets, messages, timers) have its turns in between.
+ * The I/O worker's loop: sleeps until a hart rings, serves what was rung for, and lets the rest of
+ * the worker (sockets, messages, timers) have its turns in between.
  *
  *   serve --nothing rung--> declare sleep, look again --still nothing--> wait --rung--> serve
  *
- * No ring is lost: a hart sets its bit and then looks whether this side sleeps; this side declares that
- * it sleeps and then looks at the bits. One of the two sees the other. The wake word is read before the
- * bits, so that a ring in between ends the wait at once.
+ * No ring is lost: a hart sets its bit and then looks whether this side sleeps; this side declares
+ * that it sleeps and then looks at the bits. One of the two sees the other. The wake word is read
+ * before the bits, so that a ring in between ends the wait at once.
  *
  * @module
  */
@@ -19,7 +19,9 @@ const ROUNDS_MAX = 16;
 
 /** Who serves what is rung for. */
 export interface DoorbellHandlers {
+  /** The console's rings have to be looked at. */
   console(): void;
+  /** EXIT_WORD was set. */
   exit(): void;
   /** True if there is more to do, after others had their turn. */
   virtio(slot: number): boolean;
@@ -36,7 +38,10 @@ export class DoorbellLoop {
   /** Settles when the loop has ended. */
   readonly done: Promise<void>;
 
-  /** Starts at once. `done` rejects if a handler throws: that is a bug, and nobody is served any more. */
+  /**
+   * Starts at once. `done` rejects if a handler throws: that is a bug, and nobody is served any
+   * more.
+   */
   constructor(memory: GuestMemory, handlers: DoorbellHandlers) {
     this.#memory = memory;
     this.#handlers = handlers;
@@ -45,7 +50,9 @@ export class DoorbellLoop {
     });
   }
 
-  /** Makes the loop look again, and declare its sleep again, after somebody else wrote its words. */
+  /**
+   * Makes the loop look again, and declare its sleep again, after somebody else wrote its words.
+   */
   wake(): void {
     const { words, layout } = this.#memory;
     Atomics.add(words, layout.IO_WAKE_WORD >>> 2, 1);

@@ -6,7 +6,9 @@
 
 import { setImmediate } from "node:timers";
 
-/** Resolves after everything else that is ready had its turn. About 2 us, where a timer takes 2 ms. */
+/**
+ * Resolves after everything else that is ready had its turn. About 2 us, where a timer takes 2 ms.
+ */
 export function nextTurn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }

@@ -20,6 +20,7 @@ export class MachineExports implements ExportDirectory {
     for (const blockExport of exports) this.#exports.set(blockExport.name, blockExport);
   }
 
+  /** It can't be opened any more; who has it open keeps it. */
   remove(name: string): void {
     this.#exports.delete(name);
   }
@@ -30,6 +31,7 @@ export class MachineExports implements ExportDirectory {
     return this.#exports.get(name);
   }
 
+  /** In the order of their coming. */
   list(): Iterable<BlockExport> {
     return this.#exports.values();
   }

@@ -16,11 +16,17 @@ const CODE_WRITTEN = 2;
 
 /** The shared memory of one machine. */
 export class GuestMemory {
+  /** All of it. */
   readonly buffer: SharedArrayBuffer;
+  /** As bytes. */
   readonly bytes: Uint8Array<SharedArrayBuffer>;
+  /** As 16-bit numbers: the indexes of virtqueues. */
   readonly halves: Uint16Array<SharedArrayBuffer>;
+  /** As 32-bit numbers: the words of the layout. */
   readonly words: Int32Array<SharedArrayBuffer>;
+  /** For numbers that are not aligned. */
   readonly view: DataView<SharedArrayBuffer>;
+  /** Size of guest RAM, which is the memory's end. */
   readonly ramBytes: number;
   readonly #ramBase: number;
   readonly #ramGpa: number;
@@ -28,6 +34,7 @@ export class GuestMemory {
   readonly #codeWritesIndex: number;
   readonly #pageShift: number;
 
+  /** Throws a TypeError where the memory is not shared. */
   constructor(readonly memory: WebAssembly.Memory, readonly layout: HartLayout) {
     this.buffer = sharedBufferOf(memory);
     const { buffer } = this;
@@ -44,8 +51,8 @@ export class GuestMemory {
   }
 
   /**
-   * The offset in this memory of guest physical `[gpa, gpa + length)`, -1 unless all of it is RAM. A
-   * 64-bit address may have lost low bits as a number: then it lies far outside anyway.
+   * The offset in this memory of guest physical `[gpa, gpa + length)`, -1 unless all of it is RAM.
+   * A 64-bit address may have lost low bits as a number: then it lies far outside anyway.
    */
   translate(gpa: number, length: number): number {
     const ramOffset = gpa - this.#ramGpa;
@@ -60,8 +67,8 @@ export class GuestMemory {
   }
 
   /**
-   * To be called after `[offset, offset + length)` of RAM was written and before the guest can learn of
-   * it: decoded pages are marked, and FENCE.I is told to look.
+   * To be called after `[offset, offset + length)` of RAM was written and before the guest can
+   * learn of it: decoded pages are marked, and FENCE.I is told to look.
    */
   markWritten(offset: number, length: number): void {
     if (length === 0) return;
@@ -78,8 +85,9 @@ export class GuestMemory {
   }
 
   /**
-   * Makes every hart look at its interrupts, after a device changed what its line depends on. Bumped
-   * first, so that a hart about to sleep does not; all harts, since any may have the line enabled.
+   * Makes every hart look at its interrupts, after a device changed what its line depends on.
+   * Bumped first, so that a hart about to sleep does not; all harts, since any may have the line
+   * enabled.
    */
   wakeHarts(): void {
     const { words, layout } = this;

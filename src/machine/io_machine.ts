@@ -1,11 +1,11 @@
 /**
- * One machine as its I/O worker holds it: disks and their block graph, fleecings, the NBD server, the
- * console, the doorbell.
+ * One machine as its I/O worker holds it: disks and their block graph, fleecings, the NBD server,
+ * the console, the doorbell.
  *
  *   open --load--> loaded --load--> ... --close--> closed
  *
- * `load`, `fleecingStart`, `fleecingStop` and `close` are carried out one after the other; the guest is
- * served all the time, readers too.
+ * `load`, `fleecingStart`, `fleecingStop` and `close` are carried out one after the other; the
+ * guest is served all the time, readers too.
  *
  * @module
  */
@@ -53,6 +53,7 @@ interface Parts {
 
 /** An open machine. */
 export class IoMachine {
+  /** Where its NBD server listens. */
   readonly nbd: NbdAddresses;
   readonly #config: MachineConfig;
   readonly #modules: WorkerInit["modules"];
@@ -152,6 +153,7 @@ export class IoMachine {
     });
   }
 
+  /** Types on the console. */
   consoleInput({ bytes }: IoMethods["consoleInput"]["params"]): Answer<"consoleInput"> {
     return { result: { accepted: this.#console.input(bytes) } };
   }
@@ -203,11 +205,13 @@ export class IoMachine {
     });
   }
 
+  /** What an export is. */
   exportInfo({ exportName }: IoMethods["exportInfo"]["params"]): Answer<"exportInfo"> {
     const { sizeBytes, isReadOnly } = this.#exports.get(exportName);
     return { result: { sizeBytes, isReadOnly } };
   }
 
+  /** Reads a part of an export. */
   async exportRead(params: IoMethods["exportRead"]["params"]): Promise<Answer<"exportRead">> {
     const { offset, length } = params;
     const blockExport = this.#exports.get(params.exportName);
@@ -220,6 +224,7 @@ export class IoMachine {
     return { result: { bytes }, transfer: [bytes] };
   }
 
+  /** A part of an export's map. */
   async exportExtents(
     params: IoMethods["exportExtents"]["params"],
   ): Promise<Answer<"exportExtents">> {
@@ -254,8 +259,8 @@ export class IoMachine {
   }
 
   /**
-   * Takes everything down: the guest is served no more, readers end, fleecings go, what is in flight is
-   * waited for, the disks are flushed and closed.
+   * Takes everything down: the guest is served no more, readers end, fleecings go, what is in
+   * flight is waited for, the disks are flushed and closed.
    */
   close(): Promise<Answer<"close">> {
     return this.#inTurn(async () => {

@@ -10,7 +10,9 @@ import type { IoMethod, IoMethods, IoRequest, IoResponse, WireError } from "./me
 
 /** A method's answer, and what of it is handed over rather than copied. */
 export interface Answer<M extends IoMethod> {
+  /** What the call asked for. */
   result: IoMethods[M]["result"];
+  /** What of it is moved to the other side. */
   transfer?: Transferable[];
 }
 

@@ -1,6 +1,6 @@
 /**
- * The I/O worker of one machine: the calls of messages.ts, carried out by an IoMachine. It runs with the
- * permissions that its machine needs and no others.
+ * The I/O worker of one machine: the calls of messages.ts, carried out by an IoMachine. It runs
+ * with the permissions that its machine needs and no others.
  *
  * @module
  */

@@ -25,7 +25,10 @@ export interface DiskConfig {
   serial: string;
 }
 
-/** Files that a machine starts from. Without a firmware the SBI is built in and the kernel starts in S mode. */
+/**
+ * Files that a machine starts from. Without a firmware the SBI is built in and the kernel starts in
+ * S mode.
+ */
 export interface BootConfig {
   kernel: string | null;
   initrd: string | null;
@@ -42,7 +45,10 @@ export interface MachineConfig {
   disks: DiskConfig[];
   /** Folder for temporary images of fleecings: emptied by the service at its start. */
   scratchDirectory: string;
-  /** Where the machine's NBD server listens: TCP address with port 0 for any, and a unix socket's path. */
+  /**
+   * Where the machine's NBD server listens: TCP address with port 0 for any, and a unix socket's
+   * path.
+   */
   nbd: { host: string; port: number; socketPath: string };
 }
 
@@ -62,7 +68,9 @@ export interface FleecingRequest {
   /** 0: none. */
   cbwTimeoutSeconds: number;
   minClusterSizeBytes: number;
-  /** Only the dirty areas of this bitmap of each disk are protected and readable; null: everything. */
+  /**
+   * Only the dirty areas of this bitmap of each disk are protected and readable; null: everything.
+   */
   bitmap: string | null;
   /** Largest total size of the temporary images, null: unlimited. */
   scratchMaxBytes: number | null;
@@ -109,7 +117,10 @@ export interface NbdAddresses {
 export interface IoMethods {
   /** Opens disks and listeners. Once, first. */
   open: { params: { config: MachineConfig } & WorkerInit; result: NbdAddresses };
-  /** Clears RAM and devices, loads the boot files, writes the device tree, sets the harts' start state. */
+  /**
+   * Clears RAM and devices, loads the boot files, writes the device tree, sets the harts' start
+   * state.
+   */
   load: { params: Record<string, never>; result: { entryPc: number } };
   consoleInput: { params: { bytes: Uint8Array<ArrayBuffer> }; result: { accepted: number } };
   fleecingStart: { params: FleecingRequest; result: FleecingInfo };
@@ -135,7 +146,9 @@ export interface IoMethods {
     };
     result: { extents: ExtentInfo[] };
   };
-  /** Starts an NBD session over `port`: see NbdPortMessage. Only `exportName` can be opened in it. */
+  /**
+   * Starts an NBD session over `port`: see NbdPortMessage. Only `exportName` can be opened in it.
+   */
   nbdOpen: { params: { exportName: string; port: MessagePort }; result: Record<string, never> };
   /** Takes fleecings down, flushes and closes disks and listeners. Once, last. */
   close: { params: Record<string, never>; result: Record<string, never> };
@@ -143,7 +156,9 @@ export interface IoMethods {
 
 export type IoMethod = keyof IoMethods;
 
-/** An error that crosses between isolates. `range`: the first forbidden area, where one is to blame. */
+/**
+ * An error that crosses between isolates. `range`: the first forbidden area, where one is to blame.
+ */
 export interface WireError {
   code: BlockErrorCode;
   message: string;

@@ -2,9 +2,9 @@
  * virtio-blk (virtio 1.2, 5.2): requests of a guest's driver, carried out on a block backend.
  *
  * Data moves directly between guest RAM and the backend: the buffers of a request are views of the
- * shared memory. A request that the backend answers at once is finished within `process`; others finish
- * whenever they do, in any order. Each gets its status byte; a chain without room for one breaks the
- * queue, since there is no other way to say anything about it.
+ * shared memory. A request that the backend answers at once is finished within `process`; others
+ * finish whenever they do, in any order. Each gets its status byte; a chain without room for one
+ * breaks the queue, since there is no other way to say anything about it.
  *
  *   running --status 0 written--> resetting (takes nothing more) --nothing in flight--> running
  *
@@ -74,11 +74,17 @@ const TURN_BYTES = 4 * 1024 * 1024;
 
 /** What a disk needs of a block backend. Requests are in range and whole sectors. */
 export interface VirtioBlkBackend {
+  /** A multiple of a sector; a rest is not shown to the guest. */
   readonly sizeBytes: number;
+  /** Fills `target` from `offset` on. */
   read(offset: number, target: IoVector): MaybePromise<void>;
+  /** Writes `source` at `offset`. `flags`: REQ_FUA. */
   write(offset: number, source: IoVector, flags?: number): MaybePromise<void>;
+  /** Makes a range read as zeroes. `flags`: REQ_FUA, REQ_MAY_UNMAP. */
   writeZeroes(offset: number, length: number, flags?: number): MaybePromise<void>;
+  /** Says that a range's content is no longer needed. */
   discard(offset: number, length: number): MaybePromise<void>;
+  /** Resolves when everything answered before is on stable storage. */
   flush(): MaybePromise<void>;
 }
 
@@ -120,6 +126,7 @@ export class VirtioBlk {
   /** Called when nothing is in flight any more. */
   #onIdle: (() => void) | null = null;
 
+  /** The device does nothing before `announce`. */
   constructor(
     transport: VirtioTransport,
     options: { backend: VirtioBlkBackend; isReadOnly: boolean; serial: string },
@@ -137,7 +144,9 @@ export class VirtioBlk {
     return this.#queue.brokenBy;
   }
 
-  /** Puts the disk into its slot: at a machine's start, with the harts parked and nothing in flight. */
+  /**
+   * Puts the disk into its slot: at a machine's start, with the harts parked and nothing in flight.
+   */
   announce(): void {
     this.#queue.reset();
     this.#isResetting = false;
@@ -154,8 +163,8 @@ export class VirtioBlk {
   }
 
   /**
-   * Serves what the driver has asked for, up to a turn's worth. True if there is more: the caller comes
-   * back after others had their turn.
+   * Serves what the driver has asked for, up to a turn's worth. True if there is more: the caller
+   * comes back after others had their turn.
    */
   process(): boolean {
     this.#transport.takeNotifications();
@@ -201,7 +210,8 @@ export class VirtioBlk {
     const config = new Uint8Array(CONFIG_BYTES);
     const view = new DataView(config.buffer);
     const blockSectors = 1 << PHYSICAL_BLOCK_EXPONENT;
-    view.setBigUint64(0, BigInt(Math.floor(this.#backend.sizeBytes / SECTOR_BYTES)), true); // capacity
+    const sectorCount = Math.floor(this.#backend.sizeBytes / SECTOR_BYTES);
+    view.setBigUint64(0, BigInt(sectorCount), true); // capacity
     view.setUint32(8, SEGMENT_BYTES_MAX, true); // size_max
     view.setUint32(12, limits.segmentCount, true); // seg_max
     view.setUint32(20, SECTOR_BYTES, true); // blk_size
@@ -367,7 +377,9 @@ export class VirtioBlk {
     return this.#clearPieces(pieces, { from: 0, isDiscard: type === VIRTIO_BLK_T_DISCARD });
   }
 
-  /** One piece after the other, waiting where the backend makes it wait, and after each large one. */
+  /**
+   * One piece after the other, waiting where the backend makes it wait, and after each large one.
+   */
   #clearPieces(
     pieces: SectorRange[],
     options: { from: number; isDiscard: boolean },
@@ -409,7 +421,8 @@ export class VirtioBlk {
       this.#memory.bytes[statusOffset] = status;
       this.#memory.markWritten(statusOffset, 1);
     }
-    // 2.7.8.2: all that is counted was written, from the first byte on; of a failed read none is sure.
+    // 2.7.8.2: all that is counted was written, from the first byte on; of a failed read none is
+    // sure.
     const filled = status === VIRTIO_BLK_S_OK ? chain.filledBytes : 0;
     this.#queue.push(chain, filled === chain.writableBytes - 1 ? chain.writableBytes : filled);
   }
@@ -426,7 +439,8 @@ export class VirtioBlk {
     }
     if (this.#isResetting) {
       this.#finishResetIfIdle();
-      // A hart that did not wait for the end (its machine was paused) may have used the queue already.
+      // A hart that did not wait for the end (its machine was paused) may have used the queue
+      // already.
       this.#transport.ringDoorbell();
     }
     if (this.#queue.inFlight === 0) {

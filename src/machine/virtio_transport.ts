@@ -1,34 +1,46 @@
 /**
- * The device's end of one virtio-mmio slot (virtio 1.2, 4.2.2). Register accesses are answered on the
- * hart's path out of the slot's words; this side fills in what the device is, reads what the driver
- * chose, and raises interrupts.
+ * The device's end of one virtio-mmio slot (virtio 1.2, 4.2.2). Register accesses are answered on
+ * the hart's path out of the slot's words; this side fills in what the device is, reads what the
+ * driver chose, and raises interrupts.
  *
- *   driver resets (status 0)  -> VIRTIO_RESET_WORD differs from VIRTIO_RESET_DONE_WORD: `isResetAsked`
+ *   driver resets (status 0)  -> VIRTIO_RESET_WORD runs ahead of the DONE word: `isResetAsked`
  *   device has nothing left   -> `finishReset`, on which the hart goes on
- *   a queue makes no sense    -> `fail`: DEVICE_NEEDS_RESET and a configuration interrupt; only a reset
- *                                brings the device back
+ *   a queue makes no sense    -> `fail`: DEVICE_NEEDS_RESET and a configuration interrupt; only a
+ *                                reset brings the device back
  *
  * @module
  */
 
 import type { GuestMemory } from "./guest_memory.ts";
 
-export const VIRTIO_STATUS_DRIVER_OK = 4;
-export const VIRTIO_STATUS_DEVICE_NEEDS_RESET = 64;
+/** 2.1: the driver is ready. */
+const VIRTIO_STATUS_DRIVER_OK = 4;
+/** 2.1: the device gave up. */
+const VIRTIO_STATUS_DEVICE_NEEDS_RESET = 64;
 
-export const VIRTIO_INTERRUPT_USED = 1;
-export const VIRTIO_INTERRUPT_CONFIG = 2;
+/** 4.2.2, InterruptStatus: a used ring has something new. */
+const VIRTIO_INTERRUPT_USED = 1;
+/** 4.2.2, InterruptStatus: the configuration or the status changed. */
+const VIRTIO_INTERRUPT_CONFIG = 2;
 
+/** 2.7.5.3: descriptors may name a table of descriptors. */
 export const VIRTIO_F_INDIRECT_DESC = 1n << 28n;
+/** 2.7.7, 2.7.10: each side says at which index it wants to hear of the other. */
 export const VIRTIO_F_EVENT_IDX = 1n << 29n;
+/** 6: not a legacy device. */
 export const VIRTIO_F_VERSION_1 = 1n << 32n;
 
 /** What a device says about itself. */
 export interface VirtioIdentity {
+  /** 5: what kind of device it is. */
   deviceId: number;
+  /** The feature bits that it offers. */
   features: bigint;
+  /** How many virtqueues it has. */
   queueCount: number;
+  /** The most entries that one of them may have. */
   queueSize: number;
+  /** The configuration space. */
   config: Uint8Array;
 }
 
@@ -37,6 +49,7 @@ export class VirtioTransport {
   /** Offset of the slot's words in the memory. */
   readonly base: number;
 
+  /** The device's end of slot `slot`. */
   constructor(readonly memory: GuestMemory, readonly slot: number) {
     const { VIRTIO_BASE, VIRTIO_STRIDE } = memory.layout;
     this.base = VIRTIO_BASE + slot * VIRTIO_STRIDE;

@@ -1,18 +1,18 @@
 /**
  * The device's side of a split virtqueue (virtio 1.2, 2.7) over guest RAM.
  *
- * The driver is hostile: every address, length, index and flag is checked here, each is read once, and
- * nobody behind this file sees a number that was not. What breaks the rules of the ring itself (rings
- * outside RAM or misaligned, an index that jumped, a chain that loops, is too long or leaves RAM, an
- * indirect table inside another, a buffer of no bytes) breaks the queue: the device asks for a reset and
- * touches the queue no more until it came.
+ * The driver is hostile: every address, length, index and flag is checked here, each is read once,
+ * and nobody behind this file sees a number that was not. What breaks the rules of the ring itself
+ * (rings outside RAM or misaligned, an index that jumped, a chain that loops, is too long or leaves
+ * RAM, an indirect table inside another, a buffer of no bytes) breaks the queue: the device asks
+ * for a reset and touches the queue no more until it came.
  *
  *   idle --activate--> live --break--> broken
  *     ^-----reset------/------reset-------/
  *
  * The rings' words are read and written with atomics: the index of the available ring before its
- * entries, an entry of the used ring before its index, and, with the event index (2.7.10), each side's
- * index before the other side's event.
+ * entries, an entry of the used ring before its index, and, with the event index (2.7.10), each
+ * side's index before the other side's event.
  *
  * @module
  */
@@ -33,20 +33,27 @@ const USED_ELEMENT_BYTES = 8;
 const CHAIN_LENGTH_MAX = limits.queueSize;
 
 /**
- * One request: its buffers as offsets in the shared memory, those that the device reads first. Objects
- * are reused: a chain is its holder's from `pop` to `push`.
+ * One request: its buffers as offsets in the shared memory, those that the device reads first.
+ * Objects are reused: a chain is its holder's from `pop` to `push`.
  */
 export class VirtqueueChain {
+  /** Its first descriptor, by which the driver knows it. */
   head = 0;
   /** Resets of the queue before this chain was taken. */
   generation = 0;
+  /** Buffers. */
   segmentCount = 0;
+  /** Buffers that the device reads: they come first. */
   readableCount = 0;
+  /** Bytes that the device may read. */
   readableBytes = 0;
+  /** Bytes that the device may write. */
   writableBytes = 0;
   /** Bytes, from the first writable one on, that the request fills if it succeeds. */
   filledBytes = 0;
+  /** Where each buffer starts in the shared memory. */
   readonly offsets: Uint32Array = new Uint32Array(CHAIN_LENGTH_MAX);
+  /** Bytes of each buffer, at least one. */
   readonly lengths: Uint32Array = new Uint32Array(CHAIN_LENGTH_MAX);
 
   /** Views of `length` bytes, `skip` bytes into what the device may read. */
@@ -119,6 +126,7 @@ export class Virtqueue {
   #usedSignalled = 0;
   #inFlight = 0;
 
+  /** Queue `index` of a device; idle. */
   constructor(transport: VirtioTransport, index: number) {
     this.#transport = transport;
     this.#memory = transport.memory;
@@ -197,8 +205,8 @@ export class Virtqueue {
   }
 
   /**
-   * Gives a request back, of whose device-writable bytes the first `written` are new. The driver sees it
-   * at once; whether it is interrupted, `signal` decides.
+   * Gives a request back, of whose device-writable bytes the first `written` are new. The driver
+   * sees it at once; whether it is interrupted, `signal` decides.
    */
   push(chain: VirtqueueChain, written: number): void {
     this.#inFlight--;
@@ -234,7 +242,9 @@ export class Virtqueue {
     this.#transport.interruptUsed();
   }
 
-  /** Tells the driver that it need not notify. Without the event index only: its event stands still. */
+  /**
+   * Tells the driver that it need not notify. Without the event index only: its event stands still.
+   */
   suppressNotifications(): void {
     if (this.#state !== "live" || this.#hasEventIndex) return;
     Atomics.store(this.#memory.halves, this.#used >>> 1, VIRTQ_USED_F_NO_NOTIFY);
@@ -277,7 +287,9 @@ export class Virtqueue {
     return gpa % alignment === 0 ? this.#memory.translate(gpa, length) : -1;
   }
 
-  /** Collects the buffers of the chain that starts at `chain.head`; false if that broke the queue. */
+  /**
+   * Collects the buffers of the chain that starts at `chain.head`; false if that broke the queue.
+   */
   #walk(chain: VirtqueueChain): boolean {
     const { view } = this.#memory;
     const table = this.#table;
@@ -306,7 +318,9 @@ export class Virtqueue {
     return this.#break("a chain that loops or is too long");
   }
 
-  /** 2.7.5.3: not negotiated, nested, with a successor, or no table of whole descriptors: broken. */
+  /**
+   * 2.7.5.3: not negotiated, nested, with a successor, or no table of whole descriptors: broken.
+   */
   #enterIndirect(
     table: DescriptorTable,
     descriptor: { gpa: number; length: number; flags: number },

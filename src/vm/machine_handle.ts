@@ -8,8 +8,8 @@
  *   any --close--> closed
  *   any --(a worker died, a hart did not park in time)--> failed: only `close` is left
  *
- * A worker that is busy can't be ended from outside on this runtime, so harts are asked: STOP_WORD, and
- * a bump of each word that they may wait on. Only workers that answered are terminated.
+ * A worker that is busy can't be ended from outside on this runtime, so harts are asked: STOP_WORD,
+ * and a bump of each word that they may wait on. Only workers that answered are terminated.
  *
  * The machine's state driver calls `start` to `close` one at a time; two at once are put in a row.
  *
@@ -39,6 +39,7 @@ export type MachineModules = WorkerInit["modules"];
 
 /** What can't be done any more once a machine has failed. */
 export class MachineFailure extends Error {
+  /** For whoever prints it. */
   override readonly name = "MachineFailure";
 }
 
@@ -340,7 +341,8 @@ function ioPermissions(config: MachineConfig): Deno.PermissionOptionsObject {
     read: withRealPaths(read),
     write: withRealPaths(written),
     net: [`${hostForPermission(nbd.host)}:${nbd.port}`, `unix:${nbd.socketPath}`],
-    // Holes, discards and locks of files need the C library; without the permission they are done without.
+    // Holes, discards and locks of files need the C library; without the permission they are done
+    // without.
     ffi: "inherit",
     env: false,
     sys: false,
@@ -349,7 +351,10 @@ function ioPermissions(config: MachineConfig): Deno.PermissionOptionsObject {
   };
 }
 
-/** Permissions are compared with paths as they were resolved: symbolic links count as where they lead. */
+/**
+ * Permissions are compared with paths as they were resolved: symbolic links count as where they
+ * lead.
+ */
 function withRealPaths(paths: string[]): string[] {
   return [...new Set(paths.flatMap((path) => [path, realPath(path)]))];
 }

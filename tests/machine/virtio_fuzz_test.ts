@@ -1,6 +1,6 @@
 /**
- * A driver that goes mad: random descriptors, rings, headers and registers, thousands of steps. Nothing
- * may hang, nothing but RAM and the slot may change, and what can be answered is answered.
+ * A driver that goes mad: random descriptors, rings, headers and registers, thousands of steps.
+ * Nothing may hang, nothing but RAM and the slot may change, and what can be answered is answered.
  */
 import { assert, assertEquals } from "@std/assert";
 import {

@@ -1,6 +1,6 @@
 /**
- * A virtqueue's driver side, as a guest would be one: it lays rings and requests out in a plain shared
- * memory, writes the slot's registers, and looks at the used ring. No hart is involved.
+ * A virtqueue's driver side, as a guest would be one: it lays rings and requests out in a plain
+ * shared memory, writes the slot's registers, and looks at the used ring. No hart is involved.
  *
  * @module
  */
@@ -295,7 +295,9 @@ export class GuestDisk {
     return gpa;
   }
 
-  /** Lays out header, data in `segments` and status; data is copied in where the device reads it. */
+  /**
+   * Lays out header, data in `segments` and status; data is copied in where the device reads it.
+   */
   request(
     type: number,
     sector: number | bigint,

@@ -1,5 +1,6 @@
 /**
- * A real machine for tests: the embedded demo guest, disks in a temporary folder, its console as text.
+ * A real machine for tests: the embedded demo guest, disks in a temporary folder, its console as
+ * text.
  *
  * @module
  */
