@@ -7,7 +7,8 @@
 import { ConsoleDialogue } from "../../src/cli/console_dialogue.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
-const TOKEN = "test-token-0123456789abcdef";
+/** What the services of tests take as their token. */
+export const TOKEN = "test-token-0123456789abcdef";
 
 /** A fleecing's answer, as far as tests read it. */
 export interface FleecingAnswer {
@@ -135,8 +136,8 @@ export class ServiceConsole extends ConsoleDialogue {
   constructor(service: Service, machine: string) {
     const path = `/v1/vms/${machine}/console`;
     super({
-      async output(signal) {
-        const response = await service.request("GET", `${path}/log?follow`, undefined, { signal });
+      async output() {
+        const response = await service.request("GET", `${path}/log?follow`);
         if (response.body === null) throw new Error("the log has no body");
         return response.body;
       },
