@@ -6,8 +6,8 @@
 
 /** The two ends of a console, whatever carries them. */
 export interface ConsoleEnds {
-  /** What the guest printed and goes on to print, until `signal` ends it. */
-  output(signal: AbortSignal): Promise<ReadableStream<Uint8Array<ArrayBuffer>>>;
+  /** What the guest printed and goes on to print, until it is cancelled. */
+  output(): Promise<ReadableStream<Uint8Array<ArrayBuffer>>>;
   input(bytes: Uint8Array<ArrayBuffer>): Promise<void>;
 }
 
@@ -19,12 +19,15 @@ export class ConsoleDialogue implements AsyncDisposable {
   #wake: (() => void) | undefined;
   #isOver = false;
   readonly #ends: ConsoleEnds;
-  readonly #abort = new AbortController();
-  readonly #reader: Promise<void>;
+  readonly #reader: Promise<ReadableStreamDefaultReader<string>>;
+  readonly #finished: Promise<void>;
 
   constructor(ends: ConsoleEnds) {
     this.#ends = ends;
-    this.#reader = this.#read();
+    this.#reader = ends.output().then((stream) =>
+      stream.pipeThrough(new TextDecoderStream()).getReader()
+    );
+    this.#finished = this.#read();
   }
 
   /** Waits until `pattern` appears in what was not yet waited for; the match. */
@@ -62,19 +65,23 @@ export class ConsoleDialogue implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#abort.abort();
-    await this.#reader;
+    // Cancelled, not aborted by a signal: this runtime forgets the signal of a fetch whose request
+    // was collected as garbage.
+    await this.#reader.then((reader) => reader.cancel()).catch(() => {});
+    await this.#finished;
   }
 
   async #read(): Promise<void> {
     try {
-      const stream = await this.#ends.output(this.#abort.signal);
-      for await (const text of stream.pipeThrough(new TextDecoderStream())) {
-        this.text += text;
+      const reader = await this.#reader;
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        this.text += value;
         this.#wake?.();
       }
     } catch (error) {
-      if (!this.#abort.signal.aborted) this.text += `\n[console: ${error}]`;
+      this.text += `\n[console: ${error}]`;
     } finally {
       this.#isOver = true;
       this.#wake?.();

@@ -113,8 +113,8 @@ async function show(client: Client, guest: DemoGuest, steps: Steps): Promise<voi
     disks: [{ name: "disk0", sizeBytes: DISK_BYTES }],
   });
   await using console = new ConsoleDialogue({
-    async output(signal) {
-      const response = await client.request("GET", `/v1/vms/${VM}/console/log?follow`, { signal });
+    async output() {
+      const response = await client.request("GET", `/v1/vms/${VM}/console/log?follow`);
       return response.body ?? new ReadableStream();
     },
     async input(bytes) {
