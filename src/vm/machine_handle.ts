@@ -125,7 +125,10 @@ export class MachineHandle implements MachineDriver {
 
   /** Lets parked harts run on. */
   resume(): Promise<void> {
-    return this.#inTurn(() => Promise.resolve(this.#run()));
+    return this.#inTurn(async () => {
+      await this.#awaitDeviceResets();
+      this.#run();
+    });
   }
 
   /** Parks the harts, loads the boot files again, and lets the harts run. */
@@ -209,6 +212,31 @@ export class MachineHandle implements MachineDriver {
       hart.isRunning = true;
       postTo(hart.worker, { type: "run" });
     }
+  }
+
+  /**
+   * A hart that was parked while it reset a device goes on as if the reset were done. So it must be:
+   * the driver takes its memory for its own again.
+   */
+  async #awaitDeviceResets(): Promise<void> {
+    const { VIRTIO_BASE, VIRTIO_STRIDE, VIRTIO_SLOTS } = this.#layout;
+    const words = this.#words;
+    const reset = async () => {
+      for (let slot = 0; slot < VIRTIO_SLOTS; slot++) {
+        const base = VIRTIO_BASE + slot * VIRTIO_STRIDE;
+        const asked = (base + this.#layout.VIRTIO_RESET_WORD) >>> 2;
+        const done = (base + this.#layout.VIRTIO_RESET_DONE_WORD) >>> 2;
+        for (let seen = Atomics.load(words, done); seen !== Atomics.load(words, asked);) {
+          await Atomics.waitAsync(words, done, seen).value;
+          seen = Atomics.load(words, done);
+        }
+      }
+    };
+    await within(
+      limits.closeDeadlineMs,
+      reset(),
+      () => new MachineFailure("a disk's requests did not end in time"),
+    );
   }
 
   /** Throws, and marks the machine failed, where a hart does not park in time. */

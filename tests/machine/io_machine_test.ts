@@ -128,6 +128,16 @@ Deno.test("several disks are frozen at one moment", async () => {
   assertEquals(onlyByte(await readExport(machine, "test-disk2-two")), 3);
 });
 
+Deno.test("a read-only disk can be frozen too", async () => {
+  await using machine = await TestMachine.boot({
+    disks: [{ sizeBytes: DISK_BYTES, isReadOnly: true }],
+  });
+  await machine.handle.call("fleecingStart", order("still"));
+  assertEquals(onlyByte(await readExport(machine, "test-disk0-still")), 0);
+  await machine.handle.call("fleecingStop", { name: "still" });
+  assertMatch(await machine.run("read 0 0 512"), /ok$/);
+});
+
 Deno.test("fleecings stack, each shows its own moment, and close takes all of them down", async () => {
   await using machine = await bootWithDisks(1);
   const { handle } = machine;

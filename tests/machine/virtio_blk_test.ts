@@ -2,6 +2,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { BlockError } from "../../src/block/errors.ts";
 import { REQ_FUA, REQ_MAY_UNMAP } from "../../src/block/types.ts";
+import { limits } from "../../src/limits.ts";
 import { statusOfError } from "../../src/machine/virtio_blk.ts";
 import {
   BLK_S_IOERR,
@@ -333,4 +334,28 @@ Deno.test("VirtioBlk tells the harts of code that a read overwrote", () => {
   assertEquals(memory.bytes[layout.CODE_FLAGS + page], 2);
   assertEquals(memory.bytes[layout.CODE_FLAGS + other], 1);
   assert(memory.loadWord(layout.CODE_WRITES_WORD) > before);
+});
+
+Deno.test("VirtioBlk reaches the end of the largest RAM, and not beyond", () => {
+  const disk = new TestDisk(64 * KiB);
+  fill(disk);
+  const guest = new GuestDisk(disk, { ramBytes: limits.memoryMaxBytes });
+  const { queue } = guest;
+  const end = Number(layout.RAM_GPA) + limits.memoryMaxBytes;
+  const read = (gpa: number) => {
+    const head = queue.addChain([
+      { gpa: guest.header(BLK_T_IN, 1), length: 16, isWritable: false },
+      { gpa, length: 513, isWritable: true },
+    ]);
+    queue.offer(head);
+    guest.work();
+  };
+  const page = (limits.memoryMaxBytes >>> 12) - 1;
+  queue.memory.bytes[layout.CODE_FLAGS + page] = 1;
+  read(end - 513);
+  assertEquals(queue.at(end - 513, 512), disk.bytes.subarray(512, 1024));
+  assertEquals(queue.at(end - 1, 1)[0], BLK_S_OK);
+  assertEquals(queue.memory.bytes[layout.CODE_FLAGS + page], 2);
+  read(end - 512);
+  assertEquals(guest.device.brokenBy, "a buffer outside RAM");
 });
