@@ -193,7 +193,7 @@ function freeze(graph: BlockGraph, parts: readonly Part[], options: FleecingOpti
     part.filter = filter;
     const edges = [...below.parents].filter((edge) => isChanger(edge, disk.backend));
     graph.add(filter);
-    for (const edge of edges) graph.replaceChild(edge, filter);
+    graph.replaceChildren(edges, filter);
     part.access = graph.add(new SnapshotAccessNode({ nodeName: "", file: filter }));
     part.blockExport = new SnapshotExport(graph, {
       name: disk.exportName,

@@ -144,26 +144,39 @@ export class BlockGraph {
     await filter.close();
   }
 
-  /**
-   * Makes `edge` lead to another node. The edge must be covered by a drained section: see
-   * `drained`. Throws a BlockError and changes nothing on a permission conflict or a loop.
-   */
+  /** `replaceChildren` for one edge. */
   replaceChild(edge: BlockEdge, node: BlockNode): void {
+    this.replaceChildren([edge], node);
+  }
+
+  /**
+   * Makes edges lead to another node, all in one change, so that their permissions stand in nobody's
+   * way. They must be covered by a drained section: see `drained`. Throws a BlockError and changes
+   * nothing on a permission conflict or a loop.
+   */
+  replaceChildren(edges: Iterable<BlockEdge>, node: BlockNode): void {
     this.#checkMember(node);
-    const previous = edge.node;
-    if (node === previous) return;
-    assert(
-      this.#isDrained(previous),
-      `${previous.description} is replaced outside a drained section`,
-    );
-    if (edge.parent instanceof BlockNode && reaches(node, edge.parent)) {
-      throw new BlockError(
-        "EINVAL",
-        `Making '${node.nodeName}' a child of '${edge.parent.nodeName}' would create a cycle`,
+    const previous = new Map<BlockEdge, BlockNode>();
+    for (const edge of edges) {
+      if (edge.node === node) continue;
+      assert(
+        this.#isDrained(edge.node),
+        `${edge.node.description} is replaced outside a drained section`,
       );
+      if (edge.parent instanceof BlockNode && reaches(node, edge.parent)) {
+        throw new BlockError(
+          "EINVAL",
+          `Making '${node.nodeName}' a child of '${edge.parent.nodeName}' would create a cycle`,
+        );
+      }
+      previous.set(edge, edge.node);
     }
-    this.#change(() => moveEdge(edge, node), () => moveEdge(edge, previous));
-    notifyReplaced(edge);
+    this.#change(() => {
+      for (const edge of previous.keys()) moveEdge(edge, node);
+    }, () => {
+      for (const [edge, before] of previous) moveEdge(edge, before);
+    });
+    for (const edge of previous.keys()) notifyReplaced(edge);
   }
 
   /** Changes a node's size, if all its users allow that, between two requests. */

@@ -7,6 +7,7 @@
 
 import { assertEquals } from "@std/assert";
 import { CLUSTER, KiB, MiB, type Side } from "../support/fleecing_rig.ts";
+import { Random } from "../support/simulation.ts";
 
 /** What a scenario starts from: 4 MiB, of which the first and the third are data (0x11). */
 export interface ScenarioSetup {
@@ -281,4 +282,73 @@ const failures: Scenario[] = [
   },
 ];
 
-export const scenarios: readonly Scenario[] = [...basic, ...bitmaps, ...discards, ...failures];
+/** Random requests of both sides; which clusters may be read, and that they are old, is known. */
+function randomScenario(seed: number): Scenario {
+  return {
+    row: `random guest requests and view discards, seed ${seed}`,
+    async run({ guest, view, target }) {
+      const random = new Random(seed);
+      const old = (cluster: number): string => Math.floor(cluster / 16) % 2 === 0 ? "11" : "00";
+      const discarded = new Set<number>();
+      const copied = new Set<number>();
+      for (let step = 0; step < 150; step++) {
+        const offset = random.below(4 * MiB - 1);
+        const length = 1 + random.below(Math.min(4 * MiB - offset, 5 * CLUSTER));
+        const first = Math.floor(offset / CLUSTER);
+        const last = Math.floor((offset + length - 1) / CLUSTER);
+        const kind = random.below(6);
+        if (kind === 0) {
+          assertEquals(await guest.write(offset, length, 1 + random.below(255)), "ok");
+        }
+        if (kind === 1) assertEquals(await guest.zero(offset, length, { unmap: true }), "ok");
+        if (kind === 2) assertEquals(await guest.trim(offset, length), "ok");
+        for (let cluster = first; cluster <= last; cluster++) {
+          if (kind <= 2 && !discarded.has(cluster) && old(cluster) !== "00") copied.add(cluster);
+        }
+        if (kind === 3) {
+          assertEquals(await view.trim(offset, length), "ok");
+          for (let cluster = first; cluster <= last; cluster++) {
+            if (cluster * CLUSTER < offset || (cluster + 1) * CLUSTER > offset + length) continue;
+            discarded.add(cluster);
+            copied.delete(cluster);
+          }
+        }
+        if (kind > 3) {
+          const parts: string[] = [];
+          for (let at = offset; at < offset + length;) {
+            const cluster = Math.floor(at / CLUSTER);
+            const end = Math.min((Math.floor(at / MiB) + 1) * MiB, offset + length);
+            parts.push(`${old(cluster)}*${end - at}`);
+            at = end;
+          }
+          const isForbidden = [...discarded].some((cluster) => cluster >= first && cluster <= last);
+          assertEquals(
+            await view.read(offset, length),
+            isForbidden ? "refused" : parts.join(" "),
+            `seed ${seed}, step ${step}: ${length} at ${offset}`,
+          );
+        }
+      }
+      assertEquals(await target(), describeRuns(copied));
+    },
+  };
+}
+
+/** Clusters as "first+count" runs. */
+function describeRuns(clusters: Set<number>): string {
+  const runs: { first: number; count: number }[] = [];
+  for (const cluster of [...clusters].sort((a, b) => a - b)) {
+    const last = runs.at(-1);
+    if (last !== undefined && last.first + last.count === cluster) last.count++;
+    else runs.push({ first: cluster, count: 1 });
+  }
+  return runs.map(({ first, count }) => `${first}+${count}`).join(" ");
+}
+
+export const scenarios: readonly Scenario[] = [
+  ...basic,
+  ...bitmaps,
+  ...discards,
+  ...failures,
+  ...[1, 2, 3].map(randomScenario),
+];

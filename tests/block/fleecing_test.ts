@@ -8,9 +8,12 @@ import { assertEquals } from "@std/assert";
 import { BlockBackend } from "../../src/block/backend.ts";
 import { DirtyBitmaps } from "../../src/block/dirty_bitmap.ts";
 import { FileNode } from "../../src/block/drivers/file.ts";
+import { MemoryNode } from "../../src/block/drivers/memory.ts";
+import { RawNode } from "../../src/block/drivers/raw.ts";
 import { Fleecing, type FleecingOptions } from "../../src/block/fleecing.ts";
 import { BlockGraph } from "../../src/block/graph.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
+import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from "../../src/block/types.ts";
 import { compileKernels, Kernels } from "../../src/wasm/kernels.ts";
 import {
   CLUSTER,
@@ -147,6 +150,121 @@ Deno.test("Fleecing.start() that fails at the second disk leaves everything as i
   assertEquals(rig.devices.map(({ node }) => node.nodeName), ["a", "b"]);
   assertEquals(rig.bitmaps.list(b).length, 1);
   assertEquals(rig.kernels.usedBytes, used);
+});
+
+Deno.test("Fleecing.start() is refused where somebody writes below the disk, and undone", async () => {
+  await using rig = new FileRig();
+  const raw = rig.graph.add(new RawNode({ nodeName: "raw", file: rig.graph.get("a") }));
+  const [first] = rig.devices.splice(0, 1);
+  await first?.release();
+  const open = (nodeName: string) =>
+    new BlockBackend(rig.graph, {
+      name: nodeName,
+      nodeName,
+      perm: PERM_CONSISTENT_READ | PERM_WRITE,
+      shared: PERM_ALL,
+    });
+  const [device, below] = [open("raw"), open("a")];
+  rig.devices.unshift(device);
+  const nodes = rig.graph.list();
+  await assertFails(() => rig.start(), "EPERM", /'write' are both required by block device 'a'/);
+  assertEquals(rig.graph.list(), nodes);
+  assertEquals(device.node, raw);
+  await below.release();
+  const fleecing = await rig.start();
+  await fleecing.stop();
+});
+
+Deno.test("all who may write to the disk's node are frozen, readers stay where they are", async () => {
+  const rig = new Rig();
+  await rig.device.release();
+  const open = (perm: number) =>
+    new BlockBackend(rig.graph, { name: "x", nodeName: "disk", perm, shared: PERM_ALL });
+  const [reader, writer, device] = [
+    open(PERM_CONSISTENT_READ),
+    open(PERM_CONSISTENT_READ | PERM_WRITE),
+    open(PERM_CONSISTENT_READ | PERM_WRITE),
+  ];
+  const fleecing = await startOver(rig, device);
+  assertEquals([reader.node === rig.disk, writer.node === device.node], [true, true]);
+  await writer.write(0, IoVector.of(new Uint8Array(512).fill(0x22)));
+  const buffer = new Uint8Array(512);
+  await fleecing.exports[0]?.read(0, buffer);
+  assertEquals(describeBytes(buffer), "00*512");
+  await fleecing.stop();
+  for (const backend of [reader, writer, device]) await backend.release();
+  await rig.graph.close();
+});
+
+async function startOver(rig: Rig, backend: BlockBackend): Promise<Fleecing> {
+  const target = rig.graph.add(new MemoryNode({ nodeName: "t", sizeBytes: backend.sizeBytes }));
+  return await Fleecing.start(rig.graph, {
+    name: "f",
+    disks: [{ name: "d", exportName: "e", backend, bitmap: null, target }],
+    onCbwError: "break-snapshot",
+    cbwTimeoutSeconds: 0,
+    minClusterSizeBytes: 0,
+    scratchMaxBytes: null,
+    scratchDirectory: "",
+    kernels: rig.kernels,
+  });
+}
+
+Deno.test("fleecings that start at once each get in, and their views agree", async () => {
+  const rig = new Rig();
+  await rig.guest.write(0, MiB, 0x11);
+  rig.disk.addRule({ operations: ["write"], delayMs: 5 });
+  const write = rig.guest.write(0, CLUSTER, 0x22);
+  const starting = [rig.fleece(), rig.fleece(), rig.fleece()];
+  await rig.clock.advance(100);
+  assertEquals(await write, "ok");
+  const fleecings = await Promise.all(starting);
+  const later = rig.guest.write(0, CLUSTER, 0x33);
+  await rig.clock.advance(100);
+  assertEquals(await later, "ok");
+  for (const { view } of fleecings) {
+    assertEquals(await view.read(0, 2 * CLUSTER), `22*${CLUSTER} 11*${CLUSTER}`);
+  }
+  await rig.close(...fleecings);
+});
+
+Deno.test("a discard on the view gives the temporary image's room back to the file system", async () => {
+  await using rig = new FileRig();
+  rig.write(0, 0, 4 * MiB, 0x11);
+  const fleecing = await rig.start();
+  rig.write(0, 0, 4 * MiB, 0x22);
+  const room = () => {
+    const sizes = rig.scratchFiles.map((name) => Deno.statSync(`${rig.scratchDirectory}/${name}`));
+    return Math.max(...sizes.map(({ blocks }) => (blocks ?? 0) * 512));
+  };
+  const before = room();
+  assertEquals(before >= 4 * MiB, true);
+  await fleecing.exports[0]?.discard(100, 3 * MiB);
+  assertEquals(before - room() >= 3 * MiB - 2 * CLUSTER, true, `${before} and then ${room()}`);
+  assertEquals(fleecing.info()[0]?.scratchUsedBytes, MiB + CLUSTER);
+  await fleecing.stop();
+});
+
+Deno.test("a disk of 10 TiB: its last clusters are found at once", async () => {
+  const size = 10 * 1024 * 1024 * MiB + 512;
+  const rig = new Rig({ sizeBytes: size });
+  const fleecing = await rig.fleece();
+  assertEquals(await rig.guest.write(size - 600, 600, 0x22), "ok");
+  assertEquals(await fleecing.view.trim(size - CLUSTER - 512, CLUSTER), "ok");
+  const [allocation, access] = fleecing.export.contexts;
+  const forbidden = [
+    { length: size - CLUSTER - 512, flags: 0 },
+    { length: CLUSTER, flags: 1 },
+    { length: 512, flags: 0 },
+  ];
+  for (let i = 0; i < 100; i++) {
+    assertEquals(await access?.extents(0, size, { maxExtents: 9 }), forbidden);
+    assertEquals(await fleecing.view.read(size - 513, 2), "refused");
+    assertEquals(await fleecing.view.read(size - 512, 512), "00*512");
+  }
+  const most = 64 * 1024 * MiB;
+  assertEquals(await allocation?.extents(0, most, { maxExtents: 9 }), [{ length: most, flags: 3 }]);
+  await rig.close(fleecing);
 });
 
 Deno.test("scratchMaxBytes bounds the temporary images of all disks together", async () => {
