@@ -34,6 +34,10 @@ import type {
 import { createMachineMemory, type HartLayout, readHartLayout } from "../wasm/hart.ts";
 import type { DriverEvents, MachineDriver } from "./driver.ts";
 
+/** mtime counts with 10 MHz. */
+const MTIME_TICKS_PER_MS = 10_000;
+const NS_PER_TICK = 100n;
+
 /** The modules that every machine shares. */
 export type MachineModules = WorkerInit["modules"];
 
@@ -72,6 +76,8 @@ export class MachineHandle implements MachineDriver {
   #failure: MachineFailure | null = null;
   #isIoAlive = true;
   #closing: Promise<void> | null = null;
+  /** When the harts were parked by `pause`, on this isolate's clock. */
+  #pausedAtMs: number | null = null;
   /** The end of the last of `start`, `pause`, `resume`, `reset`. */
   #transition: Promise<unknown> = Promise.resolve();
 
@@ -120,13 +126,17 @@ export class MachineHandle implements MachineDriver {
 
   /** Parks the harts; resolves when all are parked. */
   pause(): Promise<void> {
-    return this.#inTurn(() => this.#park());
+    return this.#inTurn(async () => {
+      await this.#park();
+      this.#pausedAtMs ??= performance.now();
+    });
   }
 
   /** Lets parked harts run on. */
   resume(): Promise<void> {
     return this.#inTurn(async () => {
       await this.#awaitDeviceResets();
+      this.#skipPausedTime();
       this.#run();
     });
   }
@@ -202,6 +212,7 @@ export class MachineHandle implements MachineDriver {
 
   async #loadAndRun(): Promise<void> {
     await this.call("load", {});
+    this.#pausedAtMs = null;
     this.#run();
   }
 
@@ -212,6 +223,20 @@ export class MachineHandle implements MachineDriver {
       hart.isRunning = true;
       postTo(hart.worker, { type: "run" });
     }
+  }
+
+  /**
+   * The guest's timers do not see a pause, or its watchdogs would all go off; its RTC does, since it
+   * tells the time of day.
+   */
+  #skipPausedTime(): void {
+    if (this.#pausedAtMs === null) return;
+    const { MTIME_ORIGIN, RTC_EPOCH_NS } = this.#layout;
+    const ticks = BigInt(Math.round((performance.now() - this.#pausedAtMs) * MTIME_TICKS_PER_MS));
+    const words = new BigInt64Array(this.#memory.buffer);
+    Atomics.add(words, MTIME_ORIGIN >>> 3, ticks);
+    Atomics.add(words, RTC_EPOCH_NS >>> 3, ticks * NS_PER_TICK);
+    this.#pausedAtMs = null;
   }
 
   /**

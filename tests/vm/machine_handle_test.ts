@@ -32,6 +32,22 @@ Deno.test("MachineHandle.pause() stops a guest that never rests, resume() lets i
   assertMatch(await machine.prompt(), /later/);
 });
 
+Deno.test("MachineHandle.pause() stops the guest's clock, too", async () => {
+  await using machine = await TestMachine.boot();
+  const typed = performance.now();
+  await machine.type("spin\r");
+  await machine.until(() => machine.console.includes("spin"));
+  await machine.handle.pause();
+  const paused = performance.now();
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  const resumed = performance.now();
+  await machine.handle.resume();
+  const text = await machine.prompt();
+  const guestMs = Number(/in (\d+) us/.exec(text)?.[1]) / 1000;
+  const runningMs = paused - typed + performance.now() - resumed;
+  assertEquals(guestMs <= runningMs + 1, true, `${guestMs} ms, but it ran for ${runningMs} ms`);
+});
+
 Deno.test("MachineHandle.close() ends a machine in the middle of its work, as often as it is asked", async () => {
   const machine = await TestMachine.boot();
   await machine.type("spin\r");
