@@ -17,6 +17,7 @@ import type { ByteRange } from "./types.ts";
 
 /** Size and granularity, both in bytes. */
 export interface BitmapShape {
+  /** The disk's size. */
   sizeBytes: number;
   /** A power of two. */
   granularity: number;
@@ -29,7 +30,9 @@ export function isPowerOfTwo(value: number): boolean {
 
 /** See the module's head. */
 export class Bitmap implements Disposable {
+  /** The disk's size. */
   readonly sizeBytes: number;
+  /** Bytes that a bit stands for: a power of two. */
   readonly granularity: number;
   /** How many bits there are. */
   readonly bitCount: number;
@@ -78,10 +81,12 @@ export class Bitmap implements Disposable {
     this.#functions.clearRange(this.#live(), start, end);
   }
 
+  /** Sets every bit. */
   setAll(): void {
     this.#functions.setRange(this.#live(), 0, this.bitCount);
   }
 
+  /** Clears every bit. */
   clearAll(): void {
     this.#functions.clearRange(this.#live(), 0, this.bitCount);
   }
@@ -110,6 +115,7 @@ export class Bitmap implements Disposable {
     return this.#functions.nextClear(this.#live(), start, end) >>> 0 === end;
   }
 
+  /** Whether no bit is set. */
   isEmpty(): boolean {
     return this.#functions.isZero(this.#live(), this.#byteCount) === 1;
   }

@@ -17,10 +17,12 @@ export interface BusyRange extends ByteRange {
 export class BusyRanges {
   readonly #ranges: BusyRange[] = [];
 
+  /** How many there are. */
   get count(): number {
     return this.#ranges.length;
   }
 
+  /** A new busy range: a copy of what is given. */
   add({ offset, length }: ByteRange): BusyRange {
     const range: BusyRange = { offset, length, removal: null };
     this.#ranges.push(range);

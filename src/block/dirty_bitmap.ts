@@ -27,18 +27,25 @@ const DEFAULT_GRANULARITY_MAX = 65536;
 
 /** What a dirty bitmap is, as a query shows it. */
 export interface DirtyBitmapInfo {
+  /** Unique on its node. */
   name: string;
   /** Dirty bytes. */
   count: number;
+  /** Bytes that a bit stands for. */
   granularity: number;
+  /** New writes are marked. */
   recording: boolean;
+  /** Somebody shows it. */
   busy: boolean;
+  /** Stored with its disk. */
   persistent: boolean;
+  /** It may have missed a change. */
   inconsistent: boolean;
 }
 
 /** A new dirty bitmap. */
 export interface DirtyBitmapOptions {
+  /** 1 to 1023 bytes, unique on its node. */
   name: string;
   /** A power of two, at least 512. The node's cluster size, or 64 KiB, unless given. */
   granularity?: number;
@@ -51,11 +58,14 @@ export type BitmapCheck = "modify" | "use" | "remove";
 
 /** One dirty bitmap. */
 export class DirtyBitmap {
+  /** New writes are marked. */
   isRecording: boolean;
+  /** It may have missed a change: only its removal is possible. */
   isInconsistent = false;
   #bits: Bitmap;
   #userCount = 0;
 
+  /** For DirtyBitmaps, which adds it to its node. */
   constructor(readonly node: BlockNode, readonly name: string, bits: Bitmap, isRecording: boolean) {
     this.#bits = bits;
     this.isRecording = isRecording;
@@ -66,10 +76,12 @@ export class DirtyBitmap {
     return this.#bits;
   }
 
+  /** Somebody shows it. */
   get isBusy(): boolean {
     return this.#userCount > 0;
   }
 
+  /** What a query shows. */
   info(): DirtyBitmapInfo {
     return {
       name: this.name,
@@ -96,6 +108,7 @@ export class DirtyBitmap {
     if (check !== "remove") this.checkConsistent();
   }
 
+  /** Throws where it may have missed a change. */
   checkConsistent(): void {
     if (!this.isInconsistent) return;
     throw new BlockError("EINVAL", `Bitmap '${this.name}' is inconsistent and cannot be used`);
@@ -185,6 +198,7 @@ export class DirtyBitmaps {
   readonly #kernels: Kernels;
   readonly #nodes = new Map<BlockNode, NodeBitmaps>();
 
+  /** `kernels`: where the bits live. */
   constructor(kernels: Kernels) {
     this.#kernels = kernels;
   }
@@ -201,6 +215,7 @@ export class DirtyBitmaps {
     return bitmap;
   }
 
+  /** A new bitmap, all clean. Throws EINVAL on a bad name or granularity. */
   add(node: BlockNode, options: DirtyBitmapOptions): DirtyBitmap {
     const { name } = options;
     if (name === "") throw new BlockError("EINVAL", "Bitmap name cannot be empty");
@@ -227,6 +242,7 @@ export class DirtyBitmaps {
     return bitmap;
   }
 
+  /** Throws where it is busy. */
   remove(node: BlockNode, name: string): void {
     const bitmap = this.get(node, name);
     bitmap.check("remove");
@@ -244,18 +260,21 @@ export class DirtyBitmaps {
     this.#of(bitmap.node).byName.set(bitmap.name, bitmap);
   }
 
+  /** Makes everything clean. Throws where it is busy or inconsistent. */
   clear(node: BlockNode, name: string): void {
     const bitmap = this.get(node, name);
     bitmap.check("modify");
     bitmap.bits.clearAll();
   }
 
+  /** Makes it record. Throws where it is busy or inconsistent. */
   enable(node: BlockNode, name: string): void {
     const bitmap = this.get(node, name);
     bitmap.check("use");
     bitmap.isRecording = true;
   }
 
+  /** Makes it not record. Throws where it is busy or inconsistent. */
   disable(node: BlockNode, name: string): void {
     const bitmap = this.get(node, name);
     bitmap.check("use");

@@ -39,6 +39,7 @@ import type { Kernels } from "../wasm/kernels.ts";
 export interface FleecingDisk {
   /** The disk's name, unique in the fleecing. */
   name: string;
+  /** The name of the view's export. */
   exportName: string;
   /** What the guest's device works on. All others who may write to the same node are frozen too. */
   backend: BlockBackend;
@@ -50,9 +51,11 @@ export interface FleecingDisk {
 
 /** What a fleecing is started with. */
 export interface FleecingOptions {
+  /** The fleecing's name. */
   name: string;
   /** At least one, none twice. */
   disks: readonly FleecingDisk[];
+  /** What to give up when old data can't be kept. */
   onCbwError: OnCbwError;
   /** 0: none. */
   cbwTimeoutSeconds: number;
@@ -62,9 +65,11 @@ export interface FleecingOptions {
   scratchMaxBytes: number | null;
   /** Folder for temporary images. */
   scratchDirectory: string;
+  /** Where the bitmaps live. */
   kernels: Kernels;
   /** Changes of bitmaps at the same moment, after `bitmap` of each disk was read. */
   bitmapChanges?: { bitmaps: DirtyBitmaps; actions: readonly BitmapAction[] };
+  /** For the timeout: the machine's unless given. */
   clock?: Clock;
   /** Called once for each disk whose snapshot breaks. */
   onBroken?: (disk: string, error: BlockError) => void;
@@ -72,16 +77,27 @@ export interface FleecingOptions {
 
 /** One disk of a fleecing, as it stands: FleecingDiskInfo of machine/messages.ts. */
 export interface FleecingDiskState {
+  /** The disk's name. */
   disk: string;
+  /** Its view's name. */
   exportName: string;
+  /** The disk's size, and the view's. */
   sizeBytes: number;
+  /** Unit of copying. */
   clusterSizeBytes: number;
+  /** Data that was copied; zeroes do not count. */
   copiedBytes: number;
+  /** Clusters that were copied, as data or as zeroes. */
   clustersDone: number;
+  /** Clusters that were protected at the start. */
   clustersTotal: number;
+  /** Reads that were refused: forbidden, discarded, or broken. */
   refusedReads: number;
+  /** Time that guest requests waited for copies and for readers. */
   guestWaitMs: number;
+  /** Old data that the target holds now. */
   scratchUsedBytes: number;
+  /** Why the snapshot can't be read any more, or null. */
   brokenBy: string | null;
 }
 
@@ -98,6 +114,7 @@ interface Part {
 
 /** A fleecing that stands. */
 export class Fleecing {
+  /** As given at the start. */
   readonly name: string;
   readonly #graph: BlockGraph;
   readonly #parts: readonly Part[];

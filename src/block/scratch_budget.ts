@@ -11,6 +11,7 @@ export class ScratchBudget {
   /** `maxBytes`: null for no bound. */
   constructor(readonly maxBytes: number | null = null) {}
 
+  /** What is taken now. */
   get usedBytes(): number {
     return this.#usedBytes;
   }

@@ -16,18 +16,25 @@ import { limits } from "../limits.ts";
 
 /** The functions of the module. Addresses, bits and results as in assembly/kernels. */
 export interface KernelExports {
+  /** Sets the bits `[start, end)`. */
   setRange(bits: number, start: number, end: number): void;
+  /** Clears the bits `[start, end)`. */
   clearRange(bits: number, start: number, end: number): void;
+  /** The bit: 0 or 1. */
   test(bits: number, index: number): number;
-  /** As a signed 32-bit number: apply `>>> 0`. */
+  /** The first set bit, or `end`: as a signed 32-bit number, so apply `>>> 0`. */
   nextSet(bits: number, start: number, end: number): number;
-  /** As a signed 32-bit number: apply `>>> 0`. */
+  /** The first clear bit, or `end`: as a signed 32-bit number, so apply `>>> 0`. */
   nextClear(bits: number, start: number, end: number): number;
-  /** As a signed 32-bit number: apply `>>> 0`. */
+  /** How many are set: as a signed 32-bit number, so apply `>>> 0`. */
   count(bits: number, start: number, end: number): number;
+  /** target |= source */
   merge(target: number, source: number, byteCount: number): void;
+  /** target &= ~source */
   andNot(target: number, source: number, byteCount: number): void;
+  /** Adds source to a target whose bits stand for 2^shift of its bits each. */
   projectCoarser(target: number, source: number, sourceCount: number, shift: number): void;
+  /** Adds source to a target 2^shift of whose bits stand for one of its bits. */
   projectFiner(
     target: number,
     targetCount: number,
@@ -35,6 +42,7 @@ export interface KernelExports {
     sourceCount: number,
     shift: number,
   ): void;
+  /** 1 if all bytes are zero, else 0. */
   isZero(address: number, byteCount: number): number;
 }
 
@@ -55,6 +63,7 @@ interface FreePiece {
 
 /** An instance of the module with its memory. */
 export class Kernels {
+  /** Addresses are those that `allocate` returned. */
   readonly functions: KernelExports;
   readonly #memory: WebAssembly.Memory;
   readonly #maxPages: number;

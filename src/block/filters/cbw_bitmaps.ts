@@ -23,7 +23,9 @@ import type { ByteRange } from "../types.ts";
 
 /** What the state of a filter is made of. */
 export interface CbwBitmapsOptions {
+  /** The disk's size. */
   sizeBytes: number;
+  /** Bytes that a bit stands for. */
   clusterSizeBytes: number;
   /** What to protect, in any granularity; null: everything. Only read, only now. */
   bitmap: Bitmap | null;
@@ -33,9 +35,13 @@ export interface CbwBitmapsOptions {
 export class CbwBitmaps implements Disposable {
   readonly sizeBytes: number;
   readonly clusterSizeBytes: number;
+  /** Still to be copied before a write. */
   readonly copy: Bitmap;
+  /** A reader may read it. */
   readonly access: Bitmap;
+  /** The old data is in the target. */
   readonly done: Bitmap;
+  /** It takes room there. */
   readonly held: Bitmap;
   readonly #storage: DisposableStack;
 

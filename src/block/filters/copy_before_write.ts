@@ -56,11 +56,13 @@ export type OnCbwError = "break-guest-write" | "break-snapshot";
 
 /** What a filter is made of. */
 export interface CopyBeforeWriteOptions {
+  /** See BlockNodeOptions. */
   nodeName: string;
   /** The active disk. */
   file: BlockNode;
   /** Where old data goes: at least as large as the disk, and no part of it. */
   target: BlockNode;
+  /** Where the bitmaps live. */
   kernels: Kernels;
   /** Only what is dirty here is protected and readable; null: everything. Only read, only now. */
   bitmap?: Bitmap | null;
@@ -74,6 +76,7 @@ export interface CopyBeforeWriteOptions {
   discard?: DiscardMode;
   /** What the target may hold; without bound unless given. */
   budget?: ScratchBudget;
+  /** For the timeout: the machine's unless given. */
   clock?: Clock;
   /** Called once, when the snapshot breaks, with the error of the copy that failed. */
   onBroken?: (error: BlockError) => void;
@@ -81,20 +84,29 @@ export interface CopyBeforeWriteOptions {
 
 /** How a filter stands. */
 export interface CopyBeforeWriteInfo {
+  /** Unit of copying. */
   clusterSizeBytes: number;
+  /** Data that was copied; zeroes do not count. */
   copiedBytes: number;
+  /** Clusters that were copied, as data or as zeroes. */
   clustersDone: number;
   /** Clusters that were protected at the start. */
   clustersTotal: number;
+  /** Reads that were refused: forbidden, discarded, or broken. */
   refusedReads: number;
+  /** Time that guest requests waited for copies and for readers. */
   guestWaitMs: number;
+  /** Old data that the target holds now. */
   scratchUsedBytes: number;
+  /** Why the snapshot can't be read any more, or null. */
   brokenBy: string | null;
 }
 
 /** A run of the disk that snapshot readers may read, or may not. */
 export interface AccessRun {
+  /** Bytes, at least one. */
   length: number;
+  /** A reader may not read this. */
   isForbidden: boolean;
 }
 
