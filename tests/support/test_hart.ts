@@ -18,7 +18,7 @@ export const layout = readHartLayout(module);
 
 /** Where RAM starts, and programs by default. */
 export const RAM = BigInt(layout.RAM_GPA);
-const RAM_BYTES = 4 * 1024 * 1024;
+export const RAM_BYTES = 16 * 1024 * 1024;
 
 /** Memory and its harts, reset to `RAM` in M mode. */
 export class TestHart {
