@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertGreater, assertLess } from "@std/assert";
 import fs from "node:fs";
 import { FileNode } from "../../src/block/drivers/file.ts";
+import { LIBC_PATHS } from "../../src/block/drivers/libc.ts";
 import { BlockGraph } from "../../src/block/graph.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
 import {
@@ -530,4 +531,27 @@ Deno.test("FileNode.resize() grows and shrinks the file", async () => {
   await assertFails(() => graph.resize("disk", 2 ** 53), "EINVAL", /not a size in bytes/);
   assertEquals(disk.sizeBytes, 1000);
   await graph.close();
+});
+
+Deno.test({
+  name: "FileNode needs the permission for libc, not for every library",
+  permissions: { read: true, write: true, env: true, ffi: [...LIBC_PATHS] },
+  async fn() {
+    using folder = tempFolder();
+    const disk = createDisk(`${folder.path}/disk`, 5 * GiB);
+    const memory = new SharedArrayBuffer(4096);
+    const parts = [new Uint8Array(memory, 100, 200), new Uint8Array(memory, 1000, 300)];
+    const vector = new IoVector(parts);
+    vector.fill(5);
+    now(disk.write(4 * GiB, vector));
+    vector.fill(0);
+    now(disk.read(4 * GiB, vector));
+    assert(parts.every((part) => part.every((byte) => byte === 5)));
+    const { length, flags } = now(disk.blockStatus(0, 5 * GiB));
+    assertEquals([length, flags & STATUS_ZERO], [4 * GiB, STATUS_ZERO]);
+    now(disk.discard(4 * GiB, 4096));
+    const { flags: freed } = now(disk.blockStatus(4 * GiB, GiB));
+    assertEquals(freed & STATUS_ZERO, STATUS_ZERO);
+    await disk.close();
+  },
 });

