@@ -11,7 +11,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   "limits.ts": [],
   "version.ts": [],
   "config.ts": ["limits.ts"],
-  "wasm": [],
+  "wasm": ["limits.ts"],
   "block": ["limits.ts", "wasm"],
   "nbd": ["limits.ts", "block"],
   "machine": ["limits.ts", "block", "nbd", "wasm"],

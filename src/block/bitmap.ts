@@ -1,9 +1,10 @@
 /**
- * A bitmap over the bytes of a disk: one bit for each `granularity` bytes, the last one for what is left
- * of the disk. Storage and hot paths are in the kernels module.
+ * A bitmap over the bytes of a disk: one bit for each `granularity` bytes, the last one for what is
+ * left of the disk. Storage and hot paths are in the kernels module.
  *
- * Everything here speaks in bytes. A range that is set is rounded outwards, since a bit stands for "some
- * of it"; a range that is cleared must be made of whole bits (the disk's end counts as one's end).
+ * Everything here speaks in bytes. A range that is set is rounded outwards, since a bit stands for
+ * "some of it"; a range that is cleared must be made of whole bits (the disk's end counts as one's
+ * end).
  *
  * Invariant: bits beyond the disk's end are clear.
  *
@@ -159,8 +160,8 @@ export class Bitmap implements Disposable {
   }
 
   /**
-   * Sets every bit some of whose bytes have their bit in `source` set: a projection outwards where the
-   * granularities differ. The sizes must be the same.
+   * Sets every bit some of whose bytes have their bit in `source` set: a projection outwards where
+   * the granularities differ. The sizes must be the same.
    */
   merge(source: Bitmap): void {
     if (source.sizeBytes !== this.sizeBytes) throw new RangeError("bitmaps of different disks");

@@ -1,7 +1,7 @@
 /**
- * Several changes of dirty bitmaps as one: all of them happen, at one moment, or none. A transaction runs
- * within one call, so that no request of a guest comes in between; an error undoes, in reverse order,
- * what was done before it.
+ * Several changes of dirty bitmaps as one: all of them happen, at one moment, or none. A
+ * transaction runs within one call, so that no request of a guest comes in between; an error
+ * undoes, in reverse order, what was done before it.
  *
  * @module
  */

@@ -1,5 +1,6 @@
 /**
- * Time as the block layer sees it: given to whoever needs it, so that tests can stand still and jump.
+ * Time as the block layer sees it: given to whoever needs it, so that tests can stand still and
+ * jump.
  *
  * @module
  */

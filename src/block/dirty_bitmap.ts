@@ -1,14 +1,16 @@
 /**
- * Dirty bitmaps: which areas of a node were written since. A backup that knows them reads those only.
+ * Dirty bitmaps: which areas of a node were written since. A backup that knows them reads those
+ * only.
  *
- * A bitmap belongs to a node and is known by its name there. While it records ("enabled"), it marks what
- * requests through that node may have changed: after each request ends, also when it failed.
+ * A bitmap belongs to a node and is known by its name there. While it records ("enabled"), it marks
+ * what requests through that node may have changed: after each request ends, also when it failed.
  *
  *   recording <--enable, disable--> not recording
  *   busy: somebody (an export) shows it; it goes on recording, but may not be cleared, removed, ...
  *   inconsistent: it may have missed a change; it can only be removed
  *
- * Names of calls, limits and error texts are QEMU's (block/dirty-bitmap.c, block/monitor/bitmap-qmp-cmds.c).
+ * Names of calls, limits and error texts are QEMU's (block/dirty-bitmap.c,
+ * block/monitor/bitmap-qmp-cmds.c).
  *
  * @module
  */
@@ -95,8 +97,8 @@ export class DirtyBitmap {
   }
 
   /**
-   * Throws where an operation is refused: `modify` changes the bits, `use` reads them or switches the
-   * recording.
+   * Throws where an operation is refused: `modify` changes the bits, `use` reads them or switches
+   * the recording.
    */
   check(check: BitmapCheck): void {
     if (this.isBusy) {

@@ -1,6 +1,6 @@
 /**
- * A fleecing: the frozen view of one or several disks at one moment, ready to be read, from one call;
- * and gone with nothing left behind from another.
+ * A fleecing: the frozen view of one or several disks at one moment, ready to be read, from one
+ * call; and gone with nothing left behind from another.
  *
  *   [device] --root--> [copy-before-write] <--snapshot-- [snapshot-access] <--root-- [export]
  *                        |file        |target
@@ -8,8 +8,8 @@
  *                 [what was below]  [temporary image, or a node that was given]
  *
  * The moment is one drained section over all disks: no guest request is in flight, filters go in,
- * bitmaps are copied and changed, requests go on. Fleecings stack: each filter goes on top of what is
- * there, each view shows its own moment, and they end in any order.
+ * bitmaps are copied and changed, requests go on. Fleecings stack: each filter goes on top of what
+ * is there, each view shows its own moment, and they end in any order.
  *
  *   start --failed--> everything is as before
  *     |

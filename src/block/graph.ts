@@ -150,9 +150,9 @@ export class BlockGraph {
   }
 
   /**
-   * Makes edges lead to another node, all in one change, so that their permissions stand in nobody's
-   * way. They must be covered by a drained section: see `drained`. Throws a BlockError and changes
-   * nothing on a permission conflict or a loop.
+   * Makes edges lead to another node, all in one change, so that their permissions stand in
+   * nobody's way. They must be covered by a drained section: see `drained`. Throws a BlockError and
+   * changes nothing on a permission conflict or a loop.
    */
   replaceChildren(edges: Iterable<BlockEdge>, node: BlockNode): void {
     this.#checkMember(node);

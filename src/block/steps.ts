@@ -1,6 +1,6 @@
 /**
- * Requests of several steps, each of which may answer at once or later (see MaybePromise in types.ts),
- * written once for both: a generator that yields only the promises it has to wait for.
+ * Requests of several steps, each of which may answer at once or later (see MaybePromise in
+ * types.ts), written once for both: a generator that yields only the promises it has to wait for.
  *
  *   function* copy(): Steps<void> {
  *     yield* settle(source.read(0, buffer));

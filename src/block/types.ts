@@ -5,8 +5,8 @@
  */
 
 /**
- * Done at once, or later. A local file answers within the call (synchronous positional I/O is ten to
- * forty times cheaper on this runtime), a remote one does not; a caller on a hot path tests with
+ * Done at once, or later. A local file answers within the call (synchronous positional I/O is ten
+ * to forty times cheaper on this runtime), a remote one does not; a caller on a hot path tests with
  * `instanceof Promise` and saves the promise. Errors are thrown in the first case and reject in the
  * second: a caller must handle both.
  */

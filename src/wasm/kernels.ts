@@ -1,12 +1,12 @@
 /**
  * Loads kernels.wasm: bitmaps in a WebAssembly memory of their own, and the zero test.
  *
- * One instance per worker. It owns its memory, hands out pieces of it and takes them back; pieces are
- * zeroed when they are handed out. The memory grows as needed up to a bound and never shrinks.
+ * One instance per worker. It owns its memory, hands out pieces of it and takes them back; pieces
+ * are zeroed when they are handed out. The memory grows as needed up to a bound and never shrinks.
  *
  *   0 .. 4095        unused (an address of 0 is never handed out)
- *   4096 .. length   pieces, each at a multiple of 16 and a multiple of 16 long; the free ones are in a
- *                    list by address in which no two touch
+ *   4096 .. length   pieces, each at a multiple of 16 and a multiple of 16 long; the free ones are
+ *                    in a list by address in which no two touch
  *
  * @module
  */
@@ -165,9 +165,9 @@ export function storageBytes(byteCount: number): number {
 const ZEROES = Buffer.alloc(65536);
 
 /**
- * Whether every byte is zero, for a view on any memory (guest RAM, a reply's buffer). The runtime's own
- * comparison reads 50 GB/s, as fast as the kernel inside its memory; copying there first makes 19, a
- * loop over BigUint64Array 11.
+ * Whether every byte is zero, for a view on any memory (guest RAM, a reply's buffer). The runtime's
+ * own comparison reads 50 GB/s, as fast as the kernel inside its memory; copying there first makes
+ * 19, a loop over BigUint64Array 11.
  */
 export function isZero(view: Uint8Array): boolean {
   if (view.length > 0 && view[0] !== 0) return false;

@@ -1,6 +1,6 @@
 /**
- * The acceptance list of fleecing, by its numbers: what needs no qcow2, job or persistent bitmap. 64 MiB
- * disk, 64 KiB clusters unless said. See also fleecing_waiting_test.ts (24 to 30) and
+ * The acceptance list of fleecing, by its numbers: what needs no qcow2, job or persistent bitmap.
+ * 64 MiB disk, 64 KiB clusters unless said. See also fleecing_waiting_test.ts (24 to 30) and
  * fleecing_bitmap_test.ts (12, 13, 36 to 41).
  *
  * @module

@@ -1,10 +1,10 @@
 /**
- * The model of a disk with a guest and fleecings that the model test compares with. It is plain: what a
- * disk holds is an array; what a view shows is the array as it was at its moment; what a reader may
- * read is a flag for each cluster.
+ * The model of a disk with a guest and fleecings that the model test compares with. It is plain:
+ * what a disk holds is an array; what a view shows is the array as it was at its moment; what a
+ * reader may read is a flag for each cluster.
  *
- * The guest behaves: none of its requests overlaps, in bytes, another one that is in flight. (Two of them
- * in one cluster is what it does all the time.)
+ * The guest behaves: none of its requests overlaps, in bytes, another one that is in flight. (Two
+ * of them in one cluster is what it does all the time.)
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * The scenarios of fleecing against a QEMU 10 storage daemon: proves that what the rows ask of Ovis is
- * what QEMU does.
+ * The scenarios of fleecing against a QEMU 10 storage daemon: proves that what the rows ask of Ovis
+ * is what QEMU does.
  *
  * @module
  */

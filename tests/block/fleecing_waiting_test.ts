@@ -1,6 +1,6 @@
 /**
- * Who waits for whom in fleecing, and for how long: acceptance 24 to 30, and the like. Requests are held
- * by gates, time stands still until it is moved.
+ * Who waits for whom in fleecing, and for how long: acceptance 24 to 30, and the like. Requests are
+ * held by gates, time stands still until it is moved.
  *
  * @module
  */

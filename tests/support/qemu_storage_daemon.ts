@@ -1,6 +1,6 @@
 /**
- * A QEMU storage daemon, version 10 or later, run by tests to compare with: OVIS_QEMU10_QSD, or found on
- * PATH. (Version 7.2 answers wrong in places, so it is no oracle.)
+ * A QEMU storage daemon, version 10 or later, run by tests to compare with: OVIS_QEMU10_QSD, or
+ * found on PATH. (Version 7.2 answers wrong in places, so it is no oracle.)
  *
  * @module
  */

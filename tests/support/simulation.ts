@@ -1,10 +1,10 @@
 /**
- * A deterministic simulation of storage: seeded numbers, a scheduler that decides when each request goes
- * on, and nodes whose requests take several of its turns.
+ * A deterministic simulation of storage: seeded numbers, a scheduler that decides when each request
+ * goes on, and nodes whose requests take several of its turns.
  *
- * Fault model of a node: a request fails before it changed anything; it takes its time before, between
- * and after the two halves of its work, so that others come in between; what a discard leaves behind,
- * and what a new node holds, may be garbage.
+ * Fault model of a node: a request fails before it changed anything; it takes its time before,
+ * between and after the two halves of its work, so that others come in between; what a discard
+ * leaves behind, and what a new node holds, may be garbage.
  *
  * @module
  */

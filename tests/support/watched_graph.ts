@@ -1,6 +1,6 @@
 /**
- * A block graph that tells the moment of each drained section: no request is in flight, the section's
- * action has just been done.
+ * A block graph that tells the moment of each drained section: no request is in flight, the
+ * section's action has just been done.
  *
  * @module
  */

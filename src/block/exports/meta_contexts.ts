@@ -1,9 +1,9 @@
 /**
- * The maps that an export offers (NBD "Metadata querying"): what is allocated, what a snapshot reader may
- * read, what is dirty.
+ * The maps that an export offers (NBD "Metadata querying"): what is allocated, what a snapshot
+ * reader may read, what is dirty.
  *
- * One answer makes a bounded number of look-ups, whatever was asked: it may cover less than that, which
- * every reader has to expect anyway.
+ * One answer makes a bounded number of look-ups, whatever was asked: it may cover less than that,
+ * which every reader has to expect anyway.
  *
  * @module
  */
@@ -40,8 +40,8 @@ export function allocationContext(
 }
 
 /**
- * `base:allocation` of a snapshot. What may not be read is a hole that does not read as zeroes, rather
- * than an error for the whole question. A snapshot that is broken has no map.
+ * `base:allocation` of a snapshot. What may not be read is a hole that does not read as zeroes,
+ * rather than an error for the whole question. A snapshot that is broken has no map.
  */
 export function snapshotAllocationContext(snapshot: {
   access: (offset: number, length: number) => AccessRun;

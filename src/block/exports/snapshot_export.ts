@@ -1,6 +1,6 @@
 /**
- * An export of a snapshot: a disk's past, as a snapshot-access node shows it. It can't be written, but
- * what was read may be discarded, so that it is no longer kept.
+ * An export of a snapshot: a disk's past, as a snapshot-access node shows it. It can't be written,
+ * but what was read may be discarded, so that it is no longer kept.
  *
  * @module
  */

@@ -8,11 +8,11 @@
  *
  *   copy, access  --copy starts-->  access  --copy ends-->  access, done (, held)
  *        ^                            |
- *        +--------copy fails----------+          a snapshot discard takes copy, access and held away
+ *        +--------copy fails----------+    (a snapshot discard takes copy, access and held away)
  *
- * Invariants: copy is a subset of access; a cluster of access that is neither in copy nor in done is
- * being copied; held is a subset of done. So a guest may write where there is no copy bit and no copy
- * in flight: what a reader may read there is done, and is read from the target.
+ * Invariants: copy is a subset of access; a cluster of access that is neither in copy nor in done
+ * is being copied; held is a subset of done. So a guest may write where there is no copy bit and no
+ * copy in flight: what a reader may read there is done, and is read from the target.
  *
  * @module
  */

@@ -1,15 +1,16 @@
 /**
- * The copying of a copy-before-write filter: takes clusters out of the copy bitmap, copies their old
- * data from source to target, and makes them done.
+ * The copying of a copy-before-write filter: takes clusters out of the copy bitmap, copies their
+ * old data from source to target, and makes them done.
  *
  *   request --> copyRange: run of the copy bitmap --> in flight --> done
  *                  |                                     |
  *                  +-- others' copies: waits,            +-- failed: back into the copy bitmap; the
  *                      looks again                           request that started it fails
  *
- * A request starts all copies of its range before it waits, so that they run in parallel where source
- * or target take their time, within limits for all requests together. Where both answer at once
- * nothing here waits and no promise is made; after some MiB of that the event loop gets a turn.
+ * A request starts all copies of its range before it waits, so that they run in parallel where
+ * source or target take their time, within limits for all requests together. Where both answer at
+ * once nothing here waits and no promise is made; after some MiB of that the event loop gets a
+ * turn.
  *
  * Invariant: copies in flight never overlap, since a copy starts by clearing the copy bits of its
  * clusters, in one go with looking at them. (A range in flight may for a moment be longer than its

@@ -1,6 +1,6 @@
 /**
- * The copy-before-write filter: keeps its disk as it was when the filter was put in. Old data is copied
- * to the target just before a guest's write would destroy it; the snapshot calls (used by a
+ * The copy-before-write filter: keeps its disk as it was when the filter was put in. Old data is
+ * copied to the target just before a guest's write would destroy it; the snapshot calls (used by a
  * snapshot-access node) read it there, or from the disk where nothing was written yet.
  *
  *   guest write:  copy what is not copied --> wait for frozen reads there --> the disk
@@ -8,19 +8,19 @@
  *                   +-- break-guest-write: the guest gets the error, the disk is untouched
  *                   +-- break-snapshot: the snapshot is broken for ever, the guest goes on
  *
- *   snapshot read, in pieces:   done:     from the target; nothing waits
- *                               not done: from the disk, "frozen" as long as that takes: guest writes
- *                                         to those clusters wait
+ *   snapshot read, in pieces:  done:     from the target; nothing waits
+ *                              not done: from the disk, "frozen" as long as that takes:
+ *                                        guest writes to those clusters wait
  *
  * A guest write that finds all its clusters copied and none of them frozen passes within the call.
  *
- * QEMU sets the done bits of a whole request when all its copies have ended; here each copy sets its own
- * (see cbw_bitmaps.ts). Both are right: until the guest's write, which comes after either, disk and
- * target hold the same there.
+ * QEMU sets the done bits of a whole request when all its copies have ended; here each copy sets
+ * its own (see cbw_bitmaps.ts). Both are right: until the guest's write, which comes after either,
+ * disk and target hold the same there.
  *
- * Snapshot calls look at the state again after they waited: meanwhile the snapshot may have broken (then
- * the disk was perhaps overwritten under the read) or the area may have been discarded (then the target
- * no longer has it).
+ * Snapshot calls look at the state again after they waited: meanwhile the snapshot may have broken
+ * (then the disk was perhaps overwritten under the read) or the area may have been discarded (then
+ * the target no longer has it).
  *
  * @module
  */
@@ -192,8 +192,8 @@ export class CopyBeforeWriteNode extends BlockNode {
   }
 
   /**
-   * The run that starts at `offset`, of at most `length` bytes, of what may or may not be read. Throws
-   * EACCES where the snapshot is broken.
+   * The run that starts at `offset`, of at most `length` bytes, of what may or may not be read.
+   * Throws EACCES where the snapshot is broken.
    */
   snapshotAccess(offset: number, length: number): AccessRun {
     this.#checkBroken(offset, length);
@@ -204,8 +204,8 @@ export class CopyBeforeWriteNode extends BlockNode {
   }
 
   /**
-   * Ends the snapshot before the filter is taken out: guest requests no longer wait for copies. Copies
-   * in flight run on; `close` waits for them.
+   * Ends the snapshot before the filter is taken out: guest requests no longer wait for copies.
+   * Copies in flight run on; `close` waits for them.
    */
   endSnapshot(): void {
     this.#end(new BlockError("ESHUTDOWN", "the snapshot was ended"));

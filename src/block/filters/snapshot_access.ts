@@ -1,10 +1,10 @@
 /**
- * snapshot-access: a node that shows the snapshot of the node below, a copy-before-write filter. Its
- * content can be read and discarded, never written. Over a node that keeps no snapshot it opens, and
- * every request but a flush fails with ENOTSUP. Several may stand over one filter.
+ * snapshot-access: a node that shows the snapshot of the node below, a copy-before-write filter.
+ * Its content can be read and discarded, never written. Over a node that keeps no snapshot it
+ * opens, and every request but a flush fails with ENOTSUP. Several may stand over one filter.
  *
- * It offers the snapshot calls as well as the plain ones: the same, but a snapshot discard is allowed
- * to a user who may not write.
+ * It offers the snapshot calls as well as the plain ones: the same, but a snapshot discard is
+ * allowed to a user who may not write.
  *
  * @module
  */

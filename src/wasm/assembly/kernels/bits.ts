@@ -1,10 +1,11 @@
 /**
- * One bitmap: set, clear, look, count, search. Bit `i` is bit `i & 7` of byte `i >> 3` (the order of a
- * qcow2 bitmap), so that on this little-endian machine it is also bit `i & 63` of word `i >> 6`.
+ * One bitmap: set, clear, look, count, search. Bit `i` is bit `i & 7` of byte `i >> 3` (the order
+ * of a qcow2 bitmap), so that on this little-endian machine it is also bit `i & 63` of word `i >>
+ * 6`.
  *
- * `bits` is the address of a bitmap, a multiple of 16, and its storage is a multiple of 16 bytes long:
- * words and vectors may be loaded up to there. Ranges are half open and lie inside the bitmap; the
- * loader checks them. No function here allocates or keeps anything.
+ * `bits` is the address of a bitmap, a multiple of 16, and its storage is a multiple of 16 bytes
+ * long: words and vectors may be loaded up to there. Ranges are half open and lie inside the
+ * bitmap; the loader checks them. No function here allocates or keeps anything.
  */
 
 /** Bits of the first word of a range, from `start` on. */

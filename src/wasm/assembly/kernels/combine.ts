@@ -1,6 +1,6 @@
 /**
- * Two bitmaps. Storage and addresses as in bits.ts; `byteCount` is the storage's length, a multiple of
- * 16. Source and target may be the same bitmap.
+ * Two bitmaps. Storage and addresses as in bits.ts; `byteCount` is the storage's length, a multiple
+ * of 16. Source and target may be the same bitmap.
  */
 
 import { nextClear, nextSet, setRange } from "./bits";
@@ -20,8 +20,8 @@ export function andNot(target: usize, source: usize, byteCount: u32): void {
 }
 
 /**
- * Sets in `target`, whose bits stand for 2^shift bits of `source` each, every bit one of whose source
- * bits is set. Other bits of the target stay as they are.
+ * Sets in `target`, whose bits stand for 2^shift bits of `source` each, every bit one of whose
+ * source bits is set. Other bits of the target stay as they are.
  */
 export function projectCoarser(
   target: usize,
@@ -43,8 +43,8 @@ export function projectCoarser(
 }
 
 /**
- * Sets in `target`, 2^shift of whose bits stand for one bit of `source`, every bit whose source bit is
- * set. Other bits of the target stay as they are.
+ * Sets in `target`, 2^shift of whose bits stand for one bit of `source`, every bit whose source bit
+ * is set. Other bits of the target stay as they are.
  */
 export function projectFiner(
   target: usize,
