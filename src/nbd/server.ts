@@ -90,7 +90,7 @@ export class NbdServer {
   /** Stops listening and ends every session. Resolves when all connections are closed. */
   async close(): Promise<void> {
     this.#isClosing = true;
-    for (const listener of this.#listeners.splice(0)) listener.close();
+    await Promise.all(this.#listeners.splice(0).map((listener) => listener.close()));
     await Promise.all([...this.#sessions].map(async (session) => {
       await session.shutDown("the server is stopping");
       await session.closed;

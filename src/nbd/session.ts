@@ -25,6 +25,8 @@ export interface NbdSessionOptions {
   pool?: ChunkPool;
   /** Time for the handshake, limits.nbdHandshakeMs unless told otherwise. */
   handshakeMs?: number;
+  /** Work before others get a turn, limits.nbdTurnMs unless told otherwise. */
+  turnMs?: number;
   /** Time for the client to take the last replies, limits.nbdCloseMs unless told otherwise. */
   closeMs?: number;
 }
@@ -106,7 +108,9 @@ export class NbdSession {
         return false;
       }
       clearTimeout(this.#timer);
-      this.#transmission = new Transmission(outcome, this.#queue, () => this.#pump());
+      const { turnMs } = this.#options;
+      const transmission = turnMs === undefined ? outcome : { ...outcome, turnMs };
+      this.#transmission = new Transmission(transmission, this.#queue, () => this.#pump());
       rest = bytes.subarray(consumed);
     }
     this.#transmission.push(rest);

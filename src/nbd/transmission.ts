@@ -12,9 +12,13 @@
  *
  * A large read is a job that goes on as the queue drains, one piece at a time.
  *
+ * Turns: on this runtime a socket that always has bytes is read again before anything else runs. So
+ * after nbdTurnMs of work a connection stops and goes on behind whatever waits meanwhile.
+ *
  * @module
  */
 
+import { setImmediate } from "node:timers";
 import type { BlockExport, Extent, MetaContext } from "../block/export.ts";
 import { REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK } from "../block/types.ts";
 import { limits } from "../limits.ts";
@@ -59,8 +63,12 @@ export interface TransmissionOptions {
   style: ReplyStyle;
   transmissionFlags: number;
   contexts: readonly SelectedContext[];
+  /** Work before other connections get a turn, limits.nbdTurnMs unless told otherwise. */
+  turnMs?: number;
 }
 
+/** The clock is looked at once in so many requests, a power of two. */
+const REQUESTS_PER_LOOK = 16;
 /** Reads beyond this size look at the map first, so that holes are not read at all. */
 const MAP_BYTES = 64 * 1024;
 /** Shorter runs of zeroes are sent as data: a chunk costs more. */
@@ -103,6 +111,9 @@ export class Transmission {
   #isDisconnecting = false;
   #isShuttingDown = false;
   #isSettling = false;
+  readonly #turnMsMax: number;
+  #turnMs = 0;
+  #isYielding = false;
 
   /** `onSettled`: a request that answered later is done; call `pump`. */
   constructor(options: TransmissionOptions, queue: OutputQueue, onSettled: () => void) {
@@ -114,6 +125,7 @@ export class Transmission {
     this.#queue = queue;
     this.#replies = new ReplyWriter(queue, options.style);
     this.#onSettled = onSettled;
+    this.#turnMsMax = options.turnMs ?? limits.nbdTurnMs;
     const rules: RequestRules = {
       sizeBytes: options.export.sizeBytes,
       isReadOnly: options.export.isReadOnly,
@@ -139,9 +151,9 @@ export class Transmission {
     return this.#inFlight;
   }
 
-  /** Input waits for requests to finish or replies to be read. */
+  /** Input waits for requests to finish, replies to be read, or another turn. */
   get isBlocked(): boolean {
-    return this.#job !== null || this.#parser.hasInput;
+    return this.#job !== null || this.#parser.hasInput || this.#isYielding;
   }
 
   /** The client said goodbye, or what can't be understood: nothing that follows is looked at. */
@@ -169,9 +181,12 @@ export class Transmission {
 
   /** Executes what can be executed now and starts writing. Returns false after a violation. */
   pump(): boolean {
-    while (!this.#isDisconnecting && this.#hasRoom()) {
+    const start = performance.now();
+    let count = 0;
+    while (!this.#isDisconnecting && !this.#isYielding && this.#hasRoom()) {
       if (this.#job !== null) {
         this.#continueRead(this.#job);
+        if (++count % REQUESTS_PER_LOOK === 0) this.#spend(performance.now() - start);
         continue;
       }
       const step = this.#parser.next();
@@ -182,9 +197,25 @@ export class Transmission {
         return false;
       }
       this.#execute(this.#parser.request);
+      if (++count % REQUESTS_PER_LOOK === 0) this.#spend(performance.now() - start);
     }
     this.#queue.flush();
+    if (count > 0) {
+      this.#turnMs += performance.now() - start;
+      this.#spend(0);
+    }
     return true;
+  }
+
+  /** Ends this connection's turn if it has lasted too long. */
+  #spend(busyMs: number): void {
+    if (this.#isYielding || this.#turnMs + busyMs < this.#turnMsMax) return;
+    this.#isYielding = true;
+    setImmediate(() => {
+      this.#isYielding = false;
+      this.#turnMs = 0;
+      this.#onSettled();
+    });
   }
 
   #hasRoom(): boolean {
@@ -324,24 +355,26 @@ export class Transmission {
    * for one read; a read that will be split is looked at as a whole here.
    */
   #refuses(request: NbdRequest): boolean {
-    const { offset, length } = request;
-    const runs = this.#access?.extents(offset, length, { maxExtents: 2 });
-    if (runs === undefined) return false;
-    if (runs instanceof Promise) {
-      runs.catch(() => {});
-      this.#readApart(request.copy(), 0);
-      return true;
-    }
-    let from = offset;
-    for (const run of runs) {
-      if ((run.flags & ACCESS_REFUSED) !== 0) {
-        this.#replies.error(request, {
-          errno: NBD_EPERM,
-          message: `access denied: bytes ${from} to ${from + run.length} may not be read`,
-        }, from);
+    const access = this.#access;
+    if (access === undefined) return false;
+    const end = request.offset + request.length;
+    for (let at = request.offset; at < end;) {
+      const runs = access.extents(at, end - at, { maxExtents: 2 });
+      if (runs instanceof Promise) {
+        // The export itself looks at a request that is read as one.
+        runs.catch(() => {});
+        this.#readApart(request.copy(), 0);
         return true;
       }
-      from += run.length;
+      for (const run of runs) {
+        if ((run.flags & ACCESS_REFUSED) !== 0) {
+          const message = `access denied: bytes ${at} to ${at + run.length} may not be read`;
+          this.#replies.error(request, { errno: NBD_EPERM, message }, at);
+          return true;
+        }
+        at += run.length;
+      }
+      if (runs.length === 0) return false;
     }
     return false;
   }

@@ -1,3 +1,4 @@
+import { setImmediate } from "node:timers";
 import { assert, assertEquals } from "@std/assert";
 import { limits } from "../../src/limits.ts";
 import { NbdServer } from "../../src/nbd/server.ts";
@@ -182,6 +183,22 @@ Deno.test("NbdSession goes on with a large read as its client reads", async () =
     await settle();
     assert(received > before || stream.sent.length > 0, "stuck");
   }
+  stream.finish("over");
+});
+
+Deno.test("NbdSession lets others have a turn and goes on with its input then", async () => {
+  const exported = new MemoryExport(pattern(512));
+  const { stream } = startTransmission(exported, { turnMs: 0 });
+  const requests = Array.from(
+    { length: 100 },
+    (_, cookie) => toHex(request({ type: FLUSH, cookie })),
+  );
+  stream.feed(hex(...requests));
+  assert(exported.calls.length < 100, "one connection did all its work in one turn");
+  assertEquals(stream.isPaused, true);
+  for (let turn = 0; turn < 100; turn++) await new Promise((resolve) => setImmediate(resolve));
+  assertEquals(cookies(stream.take()), Array.from({ length: 100 }, (_, at) => at));
+  assertEquals(stream.isPaused, false);
   stream.finish("over");
 });
 

@@ -144,7 +144,8 @@ export function startSession(
 ): { stream: FedStream; session: NbdSession } {
   const stream = new FedStream();
   const directory = "find" in exports ? exports : directoryOf(exports);
-  const session = new NbdSession(stream, { directory, ...options });
+  // A FedStream feeds on while it is paused: a turn never ends here unless a test wants it to.
+  const session = new NbdSession(stream, { directory, turnMs: Infinity, ...options });
   session.start();
   return { stream, session };
 }

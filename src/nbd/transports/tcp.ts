@@ -17,8 +17,8 @@ export interface TcpAddress {
 export interface StreamListener {
   /** The port, where there is one. */
   readonly port: number;
-  /** Stops listening; connections live on. */
-  close(): void;
+  /** Stops listening; connections live on. Resolves when the address is free again. */
+  close(): Promise<void>;
 }
 
 /** Calls `onStream` for each connection, until the listener is closed. */
@@ -61,8 +61,14 @@ export function listenTcp(
   onStream: (stream: ByteStream) => void,
 ): StreamListener {
   const listener = Deno.listen({ hostname: host, port, transport: "tcp" });
-  acceptAll(listener, (conn) => onStream(tcpStream(conn as Deno.TcpConn)));
-  return { port: listener.addr.port, close: () => listener.close() };
+  const accepting = acceptAll(listener, (conn) => onStream(tcpStream(conn as Deno.TcpConn)));
+  return {
+    port: listener.addr.port,
+    close: () => {
+      listener.close();
+      return accepting;
+    },
+  };
 }
 
 /** Connects to a TCP address. */

@@ -19,11 +19,14 @@ export async function listenUnix(
   await removeStale(path);
   const listener = Deno.listen({ path, transport: "unix" });
   await Deno.chmod(path, SOCKET_MODE);
-  acceptAll(listener, (conn) => onStream(new ConnStream(conn, path)));
+  const accepting = acceptAll(listener, (conn) => onStream(new ConnStream(conn, path)));
   return {
     port: 0,
-    close: () => {
+    close: async () => {
       listener.close();
+      // The runtime removes the file when accepting has ended: whoever listens next at this path
+      // must not lose its own.
+      await accepting;
       removeIfThere(path);
     },
   };
