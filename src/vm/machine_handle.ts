@@ -226,8 +226,8 @@ export class MachineHandle implements MachineDriver {
   }
 
   /**
-   * The guest's timers do not see a pause, or its watchdogs would all go off; its RTC does, since it
-   * tells the time of day.
+   * The guest's timers do not see a pause, or its watchdogs would all go off; its RTC does, since
+   * it tells the time of day.
    */
   #skipPausedTime(): void {
     if (this.#pausedAtMs === null) return;
@@ -240,8 +240,8 @@ export class MachineHandle implements MachineDriver {
   }
 
   /**
-   * A hart that was parked while it reset a device goes on as if the reset were done. So it must be:
-   * the driver takes its memory for its own again.
+   * A hart that was parked while it reset a device goes on as if the reset were done. So it must
+   * be: the driver takes its memory for its own again.
    */
   async #awaitDeviceResets(): Promise<void> {
     const { VIRTIO_BASE, VIRTIO_STRIDE, VIRTIO_SLOTS } = this.#layout;
