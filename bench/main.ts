@@ -5,6 +5,7 @@
  */
 
 import { Service } from "../tests/support/service.ts";
+import { benchBlock } from "./block.ts";
 import { benchBoot, benchDisk, benchFleecing, benchInterpreter } from "./guest.ts";
 import { benchNbd } from "./nbd.ts";
 import { print, printTable, type Row } from "./table.ts";
@@ -13,6 +14,7 @@ const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> =
   interpreter: ["The processor", benchInterpreter],
   boot: ["Booting", benchBoot],
   disk: ["The guest's disk", benchDisk],
+  block: ["The block layer by itself", benchBlock],
   fleecing: ["What a fleecing costs the guest", benchFleecing],
   nbd: ["Reading by NBD", benchNbd],
 };
