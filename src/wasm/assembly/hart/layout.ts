@@ -1,7 +1,7 @@
 /**
  * The layout of a machine's one shared memory. Harts and the I/O worker meet here and nowhere else.
- * Every offset is written once, in this file; `exports.ts` exports them as globals and the host reads
- * them from the module.
+ * Every offset is written once, in this file; `exports.ts` exports them as globals and the host
+ * reads them from the module.
  *
  *   0x0000_0000  null page: never used, so that a zero offset is a bug
  *   0x0000_1000  control block           (4 KiB)   words that both sides read and write atomically
@@ -12,8 +12,8 @@
  *   DECODE_BASE  decoded instructions    MAX_HARTS x DECODE_STRIDE
  *   RAM_BASE     guest RAM, to the end of the memory; guest physical RAM_GPA is here
  *
- * A word named *_WORD is an i32, used with atomics. Untouched parts cost no memory: the host maps it
- * lazily.
+ * A word named *_WORD is an i32, used with atomics. Untouched parts cost no memory: the host maps
+ * it lazily.
  */
 
 export const PAGE_SHIFT: u32 = 12;
@@ -31,16 +31,21 @@ export const SBI_BUILT_IN: u32 = CONTROL_BASE + 0x10;
 /** Why the machine stops by itself: see EXIT_*. Set by a hart, read by the host. */
 export const EXIT_WORD: u32 = CONTROL_BASE + 0x14;
 export const EXIT_CODE: u32 = CONTROL_BASE + 0x18;
-/** Bumped by a hart to wake the I/O worker (Atomics.notify); what there is to do stands in DOORBELLS. */
+/**
+ * Bumped by a hart to wake the I/O worker (Atomics.notify); what there is to do stands in
+ * DOORBELLS.
+ */
 export const IO_WAKE_WORD: u32 = CONTROL_BASE + 0x40;
 /** A set of DOORBELL_* bits, atomically or-ed by harts, exchanged with 0 by the I/O worker. */
 export const DOORBELL_WORD: u32 = CONTROL_BASE + 0x44;
 /** Non-zero while the I/O worker sleeps: only then need a hart notify it. */
 export const IO_SLEEPING_WORD: u32 = CONTROL_BASE + 0x48;
-/** One bit a PLIC source: its level, atomically set and cleared by whoever drives the line. Lines of the
- * UART, the RTC and virtio slots are not driven here: the PLIC takes their level from their own registers
- * (a virtio slot's from VIRTIO_INTERRUPT_STATUS_WORD), so that no edge can be lost. Whoever raises a
- * line bumps and notifies HART_WAKE_WORD of every hart afterwards. */
+/**
+ * One bit a PLIC source: its level, atomically set and cleared by whoever drives the line. Lines of
+ * the UART, the RTC and virtio slots are not driven here: the PLIC takes their level from their own
+ * registers (a virtio slot's from VIRTIO_INTERRUPT_STATUS_WORD), so that no edge can be lost.
+ * Whoever raises a line bumps and notifies HART_WAKE_WORD of every hart afterwards.
+ */
 export const IRQ_LEVEL_WORD: u32 = CONTROL_BASE + 0x80;
 /** Bumped when a page with CODE_FLAGS 1 was written (by a hart or by DMA): FENCE.I then looks. */
 export const CODE_WRITES_WORD: u32 = CONTROL_BASE + 0x84;
@@ -50,11 +55,13 @@ export const RTC_EPOCH_NS: u32 = CONTROL_BASE + 0x88;
 export const MTIME_ORIGIN: u32 = CONTROL_BASE + 0x90;
 
 export const EXIT_NONE: u32 = 0;
-export const EXIT_SHUTDOWN: u32 = 1; // SBI SRST or the test finisher: pass, EXIT_CODE 0 or the guest's
+/** SBI SRST or the test finisher; EXIT_CODE is 0 or the guest's. */
+export const EXIT_SHUTDOWN: u32 = 1;
 export const EXIT_REBOOT: u32 = 2;
 export const EXIT_HOST_FAULT: u32 = 3; // a bug of ours that a hart noticed; EXIT_CODE says which
 
-export const DOORBELL_CONSOLE: u32 = 1 << 0; // bytes in the console's output ring, or room in the input ring
+/** Bytes in the console's output ring, or room in the input ring. */
+export const DOORBELL_CONSOLE: u32 = 1 << 0;
 export const DOORBELL_EXIT: u32 = 1 << 1; // EXIT_WORD was set
 /** DOORBELL_VIRTIO << slot: a queue of that virtio slot was notified, or its status was written. */
 export const DOORBELL_VIRTIO: u32 = 1 << 8;
@@ -75,10 +82,11 @@ export const VIRTIO_BASE: u32 = DEVICE_BASE + 0x2000;
 export const VIRTIO_STRIDE: u32 = 0x400;
 export const VIRTIO_SLOTS: u32 = 8;
 
-// Offsets within a virtio slot (virtio 1.2, 4.2.2). The hart's path answers register accesses out of
-// these words alone; the I/O worker fills in the device's part and works the queues.
+// Offsets within a virtio slot (virtio 1.2, 4.2.2). The hart's path answers register accesses out
+// of these words alone; the I/O worker fills in the device's part and works the queues.
 export const VIRTIO_DEVICE_ID: u32 = 0x00; // 0: no device in this slot
-export const VIRTIO_STATUS_WORD: u32 = 0x04; // the driver's status bits, DEVICE_NEEDS_RESET or-ed by the device
+/** The driver's status bits, DEVICE_NEEDS_RESET or-ed by the device. */
+export const VIRTIO_STATUS_WORD: u32 = 0x04;
 export const VIRTIO_DEVICE_FEATURES: u32 = 0x08; // u64
 export const VIRTIO_DRIVER_FEATURES: u32 = 0x10; // u64
 export const VIRTIO_INTERRUPT_STATUS_WORD: u32 = 0x18;
@@ -88,8 +96,11 @@ export const VIRTIO_DRIVER_FEATURES_SEL: u32 = 0x24;
 export const VIRTIO_QUEUE_SEL: u32 = 0x28;
 /** One bit a queue: or-ed by harts on QueueNotify, exchanged with 0 by the I/O worker. */
 export const VIRTIO_NOTIFY_WORD: u32 = 0x2c;
-/** A hart that writes status 0 bumps the first and waits, in bounded steps, until the I/O worker, with
- * nothing of the device in flight any more, has stored the same value in the second and notified. */
+/**
+ * A hart that writes status 0 bumps the first and waits, in bounded steps, until the I/O worker,
+ * with nothing of the device in flight any more, has stored the same value in the second and
+ * notified.
+ */
 export const VIRTIO_RESET_WORD: u32 = 0x30;
 export const VIRTIO_RESET_DONE_WORD: u32 = 0x34;
 export const VIRTIO_QUEUES: u32 = 0x40; // VIRTIO_QUEUE_COUNT x VIRTIO_QUEUE_STRIDE
@@ -107,7 +118,8 @@ export const VIRTIO_QUEUE_DEVICE: u32 = 0x20; // u64
 
 /** Console rings: single producer, single consumer; head and tail run freely and are masked. */
 export const CONSOLE_BASE: u32 = DEVICE_BASE + 0x5000;
-export const CONSOLE_OUT_HEAD_WORD: u32 = CONSOLE_BASE + 0x00; // written by harts (under the UART's lock)
+/** Written by harts, under the UART's lock. */
+export const CONSOLE_OUT_HEAD_WORD: u32 = CONSOLE_BASE + 0x00;
 export const CONSOLE_OUT_TAIL_WORD: u32 = CONSOLE_BASE + 0x04; // written by the I/O worker
 export const CONSOLE_IN_HEAD_WORD: u32 = CONSOLE_BASE + 0x08; // written by the I/O worker
 export const CONSOLE_IN_TAIL_WORD: u32 = CONSOLE_BASE + 0x0c; // written by harts
@@ -125,7 +137,10 @@ export const HART_BASE: u32 = 0x0004_0000;
 export const HART_STRIDE: u32 = 0x0008_0000; // 512 KiB
 
 // Offsets within a hart block. What other modules than the processor's need stands first.
-/** Bumped and notified to wake a hart from WFI, or to make it look at interrupts before its slice ends. */
+/**
+ * Bumped and notified to wake a hart from WFI, or to make it look at interrupts before its slice
+ * ends.
+ */
 export const HART_WAKE_WORD: u32 = 0x00;
 /** HART_STOPPED, HART_RUNNING, HART_WAITING (in WFI). */
 export const HART_STATE_WORD: u32 = 0x04;
@@ -158,7 +173,7 @@ export const DECODE_STRIDE: u32 = 0x0200_0000; // 32 MiB a hart
 export const RAM_BASE: u32 = (DECODE_BASE + MAX_HARTS * DECODE_STRIDE + 0xffff) & ~0xffff;
 export const RAM_GPA: u64 = 0x8000_0000;
 
-// ---- guest physical map beside RAM: that of QEMU's `virt` -----------------------------------------
+// ---- guest physical map beside RAM: that of QEMU's `virt` ---------------------------------------
 
 export const FINISHER_GPA: u32 = 0x00100000;
 export const FINISHER_SIZE: u32 = 0x1000;
