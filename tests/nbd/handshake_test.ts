@@ -319,3 +319,43 @@ Deno.test("Handshake looks an export up only where an option names it", () => {
   assertEquals(exported.calls, []);
   stream.finish("over");
 });
+
+Deno.test("Handshake forgets contexts that were selected for another export", () => {
+  const stream = converse([memory(), memory({ name: "two" })], CLIENT_FLAGS);
+  stream.feed(option(8));
+  stream.feed(metaContext(10, "two", "base:allocation"));
+  stream.feed(go());
+  stream.take();
+  // NBD_CMD_BLOCK_STATUS of 1 byte: an error chunk, NBD_EINVAL.
+  stream.feed(hex("25609513 0000 0007 0000000000000001 0000000000000000 00000001"));
+  assertEquals(toHex(stream.take().subarray(4, 24)).slice(0, 8), "00018001");
+  stream.finish("over");
+});
+
+Deno.test("Handshake forgets contexts when a later selection fails", () => {
+  const stream = converse([memory()], CLIENT_FLAGS);
+  stream.feed(option(11));
+  stream.feed(metaContext(10, "", "base:allocation"));
+  stream.feed(metaContext(10, "none", "base:allocation"));
+  stream.take();
+  stream.feed(go());
+  // No BLOCK_STATUS_PAYLOAD among the transmission flags: nothing is selected.
+  assertEquals(toHex(stream.take().subarray(30, 32)), WRITABLE_DF);
+  stream.finish("over");
+});
+
+Deno.test("Handshake answers GO of an export that went away after INFO", () => {
+  const exports = [memory()];
+  const directory = { find: () => exports[0], list: () => exports };
+  const { stream } = startSession(directory, { handshakeMs: 1_000_000 });
+  stream.feed(CLIENT_FLAGS);
+  stream.feed(go(6));
+  stream.take();
+  exports.pop();
+  stream.feed(go());
+  assertEquals(
+    toHex(stream.take()),
+    toHex(reply(7, "80000006", text("there is no default export"))),
+  );
+  stream.finish("over");
+});
