@@ -92,7 +92,14 @@ Deno.test("acceptance 26: a guest write waits for a slow view read there, and no
     const fleecing = await rig.fleece();
     const slow = gate(["read"], { count: 1, when: kind });
     rig.disk.addRule(slow.rule);
+    const short = gate(["read"], { count: 1, range: { offset: 12 * CLUSTER, length: 10 } });
+    rig.disk.addRule(short.rule);
     const read = follow(fleecing.view.read(0, 2 * CLUSTER));
+    const shortRead = follow(fleecing.view.read(12 * CLUSTER + 5, 10));
+    const beside = follow(rig.guest.write(12 * CLUSTER, 1, 0x55));
+    assertEquals([await shortRead(), await beside()], ["waits", "waits"]);
+    short.open();
+    assertEquals([await shortRead(), await beside()], ["11*10", "ok"]);
     const writes = [
       follow(rig.guest.write(0, 512, 0x22)),
       // Finds its cluster copied by the first: waits for the reader all the same.

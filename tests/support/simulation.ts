@@ -97,6 +97,7 @@ export class SimulatedNode extends BlockNode {
   readonly #zeroesDiscards: boolean;
   readonly #scheduler: Scheduler;
   readonly #waitPercent: number;
+  readonly #splitPercent: number;
 
   constructor(options: {
     nodeName: string;
@@ -106,6 +107,8 @@ export class SimulatedNode extends BlockNode {
     waitPercent: number;
     fill: number;
     zeroesDiscards: boolean;
+    /** How often a status ends earlier than it must. */
+    splitPercent?: number;
   }) {
     super({
       nodeName: options.nodeName,
@@ -118,6 +121,7 @@ export class SimulatedNode extends BlockNode {
     this.#zeroesDiscards = options.zeroesDiscards;
     this.#scheduler = options.scheduler;
     this.#waitPercent = options.waitPercent;
+    this.#splitPercent = options.splitPercent ?? 5;
   }
 
   protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
@@ -159,7 +163,7 @@ export class SimulatedNode extends BlockNode {
     let end = Math.min((Math.floor(offset / BLOCK) + 1) * BLOCK, offset + length);
     while (end < offset + length && this.#isZeroBlock(end) === isZero) {
       end = Math.min(end + BLOCK, offset + length);
-      if (this.#scheduler.random.chance(5)) break;
+      if (this.#scheduler.random.chance(this.#splitPercent)) break;
     }
     // What was found must not be told at once, either.
     yield* settle(this.#scheduler.turn(this.#waitPercent));
