@@ -22,12 +22,15 @@ export interface ConnectOptions {
 
 /** Every wait takes a signal. */
 export interface WaitOptions {
+  /** Gives the wait up. */
   signal?: AbortSignal;
 }
 
 /** A run of the disk's map. */
 export interface DiskExtent {
+  /** Where it starts. */
   offset: number;
+  /** Its bytes, at least 1. */
   length: number;
   /** As the meta context defines them; in `base:allocation`, 1 is a hole and 2 reads as zeroes. */
   flags: number;
@@ -37,23 +40,29 @@ export interface DiskExtent {
 export interface StreamProgress {
   /** Bytes that were handed on. */
   doneBytes: number;
+  /** Bytes that there are. */
   totalBytes: number;
   /** Bytes of those that had to be read; the rest was known to be zeroes. */
   readBytes: number;
 }
 
+/** What a stream of the disk is made of. */
 export interface StreamOptions extends WaitOptions {
   /** Where to start, 0 unless told otherwise. */
   offset?: number;
   /** How much, up to the end unless told otherwise. */
   length?: number;
+  /** Called before each chunk is handed on. */
   onProgress?: (progress: StreamProgress) => void;
 }
 
 /** A piece of the disk: its bytes, or null where it is known to be zeroes. */
 export interface DiskChunk {
+  /** Where it starts. */
   offset: number;
+  /** Its bytes. */
   length: number;
+  /** Null for zeroes that were not read. */
   bytes: Uint8Array<ArrayBuffer> | null;
 }
 
@@ -89,11 +98,13 @@ export class RemoteDisk {
   readonly #client: NbdClient;
   readonly #outstandingBytesMax: number;
 
+  /** Over a client that is connected. */
   constructor(client: NbdClient, outstandingBytesMax = OUTSTANDING_BYTES) {
     this.#client = client;
     this.#outstandingBytesMax = outstandingBytesMax;
   }
 
+  /** Bytes of the disk. */
   get sizeBytes(): number {
     return this.#client.sizeBytes;
   }

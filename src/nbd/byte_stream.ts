@@ -35,6 +35,7 @@ export interface ByteStream {
   write(bytes: Uint8Array): void | Promise<void>;
   /** Stops delivery after the current call of `onData`: the peer's bytes back up on its side. */
   pause(): void;
+  /** Goes on with delivery. */
   resume(): void;
   /** Closes both directions once what was written is under way. May be repeated. */
   close(reason: string): void;

@@ -49,12 +49,15 @@ import { ReplyParser, type StatusExtent } from "./reply_parser.ts";
 
 /** The server refused a request, or the connection broke (errno NBD_ESHUTDOWN or NBD_EIO). */
 export class NbdError extends Error {
+  /** For whoever prints it. */
   override readonly name = "NbdError";
+  /** `errno`: NBD_E*. */
   constructor(readonly errno: number, message: string) {
     super(message === "" ? errnoName(errno) : message);
   }
 }
 
+/** How a client connects and what it keeps to. */
 export interface NbdClientOptions {
   /** The default export unless told otherwise. */
   exportName?: string;
@@ -72,7 +75,9 @@ export interface NbdClientOptions {
   signal?: AbortSignal;
 }
 
+/** What every request takes. */
 export interface NbdRequestOptions {
+  /** Gives the request up. */
   signal?: AbortSignal;
   /** On stable storage before the answer. */
   isFua?: boolean;
@@ -164,10 +169,12 @@ export class NbdClient {
     }
   }
 
+  /** Bytes of the export. */
   get sizeBytes(): number {
     return this.#negotiated.sizeBytes;
   }
 
+  /** The server refuses everything that changes the export. */
   get isReadOnly(): boolean {
     return (this.#negotiated.transmissionFlags & NBD_FLAG_READ_ONLY) !== 0;
   }
@@ -187,6 +194,7 @@ export class NbdClient {
     return [...this.#negotiated.contexts.values()];
   }
 
+  /** The size of requests that the server likes best, or a multiple. */
   get preferredBlockBytes(): number {
     return this.#negotiated.preferredBlockBytes;
   }
@@ -238,14 +246,17 @@ export class NbdClient {
     await this.#ranged({ type: NBD_CMD_WRITE_ZEROES, flags, offset }, length, options);
   }
 
+  /** Gives an area up: what it reads as afterwards is not defined. */
   async trim(offset: number, length: number, options: NbdRequestOptions = {}): Promise<void> {
     await this.#ranged({ type: NBD_CMD_TRIM, offset }, length, options);
   }
 
+  /** Announces that an area will be read. */
   async cache(offset: number, length: number, options: NbdRequestOptions = {}): Promise<void> {
     await this.#ranged({ type: NBD_CMD_CACHE, offset }, length, options);
   }
 
+  /** Makes every write that was answered durable. */
   async flush(options: NbdRequestOptions = {}): Promise<void> {
     await this.#request({ type: NBD_CMD_FLUSH, offset: 0, length: 0 }, options);
   }

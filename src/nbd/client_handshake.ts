@@ -46,11 +46,13 @@ import {
 export interface HandshakeChannel {
   /** Exactly `byteCount` bytes of the server's. */
   take(byteCount: number): Promise<Uint8Array>;
+  /** Sends bytes of the client's. */
   send(bytes: Uint8Array): void;
 }
 
 /** What a client asks for. */
 export interface HandshakeWishes {
+  /** "" is the default export. */
   exportName: string;
   /** Names of meta contexts; those that the server lacks are left out. */
   contexts: readonly string[];
@@ -60,24 +62,33 @@ export interface HandshakeWishes {
 
 /** What came of it. */
 export interface NegotiatedExport {
+  /** Bytes of the export. */
   sizeBytes: number;
+  /** NBD_FLAG_*. */
   transmissionFlags: number;
+  /** The headers that were agreed on. */
   style: ReplyStyle;
   /** Names of the selected contexts by their ids. */
   contexts: Map<number, string>;
+  /** Offsets and lengths must be multiples. */
   minimumBlockBytes: number;
+  /** Offsets and lengths should be multiples. */
   preferredBlockBytes: number;
+  /** Longer reads and writes are refused. */
   payloadBytesMax: number;
 }
 
 /** A server's entry of its list. */
 export interface ListedExport {
+  /** As NBD_OPT_GO takes it. */
   name: string;
+  /** For humans. */
   description: string;
 }
 
 /** The server refused, or is none. */
 export class NbdHandshakeError extends Error {
+  /** For whoever prints it. */
   override readonly name = "NbdHandshakeError";
   /** The type of the error reply (NBD_REP_ERR_*), 0 where the server broke the protocol. */
   constructor(readonly replyType: number, message: string) {

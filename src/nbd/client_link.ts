@@ -11,8 +11,11 @@ import { ChunkPool, OutputQueue } from "./output_queue.ts";
 
 /** What a client hears of its stream. */
 export interface ClientLinkEvents {
+  /** Bytes of the transmission phase. */
   onBytes: (bytes: Uint8Array) => void;
+  /** The connection is gone. */
   onBroken: (message: string) => void;
+  /** A write finished. */
   onProgress: () => void;
 }
 
@@ -21,7 +24,9 @@ const EARLY_BYTES_MAX = 1024 * 1024;
 
 /** See the module's description. */
 export class ClientLink implements HandshakeChannel, ByteSink {
+  /** What it is over. */
   readonly stream: ByteStream;
+  /** What is to be sent. */
   readonly queue: OutputQueue;
   readonly #signal: AbortSignal | undefined;
   readonly #onAbort = () => this.#fail(this.#signal?.reason);
@@ -33,6 +38,7 @@ export class ClientLink implements HandshakeChannel, ByteSink {
   #events: ClientLinkEvents | null = null;
   #onProgress: () => void = () => {};
 
+  /** Starts the stream. */
   constructor(stream: ByteStream, signal: AbortSignal | undefined) {
     this.stream = stream;
     this.#signal = signal;
@@ -69,11 +75,13 @@ export class ClientLink implements HandshakeChannel, ByteSink {
     }
   }
 
+  /** Sends bytes. */
   send(bytes: Uint8Array): void {
     this.queue.append(bytes);
     this.queue.flush();
   }
 
+  /** Waits for exactly so many bytes. */
   take(byteCount: number): Promise<Uint8Array> {
     if (this.#failure !== null) return Promise.reject(this.#failure);
     return new Promise((resolve, reject) => {
@@ -83,6 +91,7 @@ export class ClientLink implements HandshakeChannel, ByteSink {
     });
   }
 
+  /** The stream delivers. */
   onData(bytes: Uint8Array): boolean {
     if (this.#events !== null) {
       this.#events.onBytes(bytes);
@@ -104,6 +113,7 @@ export class ClientLink implements HandshakeChannel, ByteSink {
     return false;
   }
 
+  /** The stream ended. */
   onEnd(end: StreamEnd): void {
     const message = end.kind === "closed" ? end.message : "the server closed the connection";
     this.#fail(new NbdHandshakeError(0, message));

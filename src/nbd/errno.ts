@@ -11,7 +11,9 @@ import { NBD_EINVAL, NBD_EIO, NBD_ENOSPC, NBD_ENOTSUP, NBD_EPERM, NBD_ESHUTDOWN 
 
 /** What goes on the wire for a failed request. */
 export interface NbdFailure {
+  /** NBD_E*. */
   readonly errno: number;
+  /** For humans, where the reply has room for it. */
   readonly message: string;
 }
 

@@ -101,6 +101,7 @@ export class Handshake {
   #selection: { exportName: string; contexts: SelectedContext[] } | null = null;
   #outcome: HandshakeOutcome | null = null;
 
+  /** Greets: see `takeOutput`. */
   constructor(directory: ExportDirectory) {
     this.#directory = directory;
     const greeting = new Uint8Array(GREETING_BYTES);

@@ -22,7 +22,9 @@ const COPY_BYTES = 16 * 1024;
 
 /** A buffer of replies. */
 export interface Chunk {
+  /** Its bytes. */
   readonly bytes: Uint8Array<ArrayBuffer>;
+  /** The same, for numbers. */
   readonly view: DataView;
 }
 
@@ -36,14 +38,17 @@ export class ChunkPool {
   readonly #free: Chunk[] = [];
   readonly #freeMax: number;
 
+  /** Keeps at most `freeMax` unused chunks. */
   constructor(freeMax = 16) {
     this.#freeMax = freeMax;
   }
 
+  /** An unused chunk. */
   take(): Chunk {
     return this.#free.pop() ?? createChunk(CHUNK_BYTES);
   }
 
+  /** The chunk is used no more. */
   give(chunk: Chunk): void {
     if (chunk.bytes.length === CHUNK_BYTES && this.#free.length < this.#freeMax) {
       this.#free.push(chunk);
@@ -57,6 +62,7 @@ interface Segment {
   chunk: Chunk | null;
 }
 
+/** What a queue's owner hears. */
 export interface OutputQueueEvents {
   /** A write finished: there is room again. */
   onProgress: () => void;
@@ -76,6 +82,7 @@ export class OutputQueue {
   #isBroken = false;
   #pendingBytes = 0;
 
+  /** Writes to `stream`. */
   constructor(stream: ByteStream, pool: ChunkPool, events: OutputQueueEvents) {
     this.#stream = stream;
     this.#pool = pool;

@@ -49,7 +49,9 @@ export type ReplyStep =
 
 /** One run of a block status reply. */
 export interface StatusExtent {
+  /** Its bytes, at least 1. */
   length: number;
+  /** As the context defines them. */
   flags: number;
 }
 
@@ -67,12 +69,19 @@ export class ReplyParser {
   cookie = 0;
   /** The reply is complete with this step. */
   isLast = false;
+  /** Where data or a hole starts. */
   offset = 0;
+  /** Bytes of a hole. */
   length = 0;
+  /** A piece of content, in the pushed bytes. */
   data: Uint8Array = EMPTY;
+  /** Whose extents these are. */
   contextId = 0;
+  /** A block status. */
   extents: StatusExtent[] = [];
+  /** NBD_E* of an error. */
   errno = 0;
+  /** What the server said to it, or nothing. */
   message = "";
   /** What was wrong, after a violation. */
   violation = "";

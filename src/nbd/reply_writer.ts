@@ -32,13 +32,17 @@ import type { NbdRequest } from "./request_parser.ts";
 
 /** The extents of one context, as they go into one chunk. */
 export interface ContextExtents {
+  /** The id that the client was told. */
   contextId: number;
+  /** At least one. */
   extents: readonly Extent[];
 }
 
 /** A range of the export that a chunk of a read's reply is about. */
 export interface ReplyRange {
+  /** Where it starts. */
   offset: number;
+  /** Its bytes. */
   length: number;
   /** The reply ends with this chunk. */
   isLast: boolean;
@@ -46,12 +50,14 @@ export interface ReplyRange {
 
 /** See the module's description. */
 export class ReplyWriter {
+  /** What was negotiated. */
   readonly style: ReplyStyle;
   /** Bytes in front of the data of a read, in one chunk. */
   readonly dataPosition: number;
   readonly #queue: OutputQueue;
   readonly #headerBytes: number;
 
+  /** Encodes into `queue`. */
   constructor(queue: OutputQueue, style: ReplyStyle) {
     this.#queue = queue;
     this.style = style;

@@ -37,12 +37,19 @@ import type { NbdRequest } from "./request_parser.ts";
 
 /** What requests on a connection are judged by. */
 export interface RequestRules {
+  /** Bytes of the export. */
   sizeBytes: number;
+  /** Writes are refused. */
   isReadOnly: boolean;
+  /** NBD_CMD_TRIM is possible. */
   canDiscard: boolean;
+  /** NBD_FLAG_*, as the client was told. */
   transmissionFlags: number;
+  /** The headers that were agreed on. */
   style: ReplyStyle;
+  /** The longest read or write. */
   payloadBytesMax: number;
+  /** How many meta contexts were selected. */
   contextCount: number;
 }
 

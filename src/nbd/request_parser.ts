@@ -31,13 +31,21 @@ import type { NbdFailure } from "./errno.ts";
  * A request's header; offset and length as safe integers, and the offset as it came, for replies.
  */
 export class NbdRequest {
+  /** NBD_CMD_FLAG_*. */
   flags = 0;
+  /** NBD_CMD_*. */
   type = 0;
+  /** The upper half of the cookie. */
   cookieHigh = 0;
+  /** The lower half. */
   cookieLow = 0;
+  /** The upper half of the offset, as it came. */
   offsetHigh = 0;
+  /** The lower half. */
   offsetLow = 0;
+  /** The offset, clamped to MAX_SAFE_INTEGER. */
   offset = 0;
+  /** Bytes of the export, or of the payload; clamped too. */
   length = 0;
   /** What came behind the header, where the command takes a payload. */
   payload: Uint8Array | null = null;
@@ -64,7 +72,9 @@ export class NbdRequest {
 /** "more": everything was consumed. "violation": the stream can't be understood any further. */
 export type ParserStep = "request" | "more" | "violation";
 
+/** What a parser needs to know. */
 export interface RequestParserOptions {
+  /** Requests have extended headers. */
   isExtended: boolean;
   /** The longest payload. Beyond it a compact request is refused, an extended one a violation. */
   payloadBytesMax: number;
@@ -81,6 +91,7 @@ const EMPTY = new Uint8Array(0);
 
 /** See the module's description. */
 export class RequestParser {
+  /** What `next` fills. */
   readonly request = new NbdRequest();
   readonly #options: RequestParserOptions;
   readonly #headerBytes: number;
@@ -96,6 +107,7 @@ export class RequestParser {
   #payloadLength = 0;
   #spare: Uint8Array = EMPTY;
 
+  /** Waits for a header. */
   constructor(options: RequestParserOptions) {
     this.#options = options;
     this.#headerBytes = options.isExtended ? EXTENDED_REQUEST_BYTES : REQUEST_BYTES;

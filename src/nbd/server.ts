@@ -12,6 +12,7 @@ import { NbdSession } from "./session.ts";
 import { listenTcp, type StreamListener, type TcpAddress } from "./transports/tcp.ts";
 import { listenUnix } from "./transports/unix.ts";
 
+/** What a server is made of. */
 export interface NbdServerOptions {
   /** The exports that clients of the listeners may open. */
   directory: ExportDirectory;
@@ -21,6 +22,7 @@ export interface NbdServerOptions {
 
 /** How many connections there are. */
 export interface NbdConnectionCounts {
+  /** Now. */
   open: number;
   /** Since the server was made. */
   accepted: number;
@@ -39,11 +41,13 @@ export class NbdServer {
   #refused = 0;
   #isClosing = false;
 
+  /** Listens to nothing yet. */
   constructor(options: NbdServerOptions) {
     this.#options = options;
     this.#connectionsMax = options.connectionsMax ?? limits.nbdConnectionsPerVm;
   }
 
+  /** How many connections there are and were. */
   get connections(): NbdConnectionCounts {
     return { open: this.#sessions.size, accepted: this.#accepted, refused: this.#refused };
   }

@@ -18,6 +18,7 @@ import { Handshake } from "./handshake.ts";
 import { ChunkPool, OutputQueue } from "./output_queue.ts";
 import { Transmission } from "./transmission.ts";
 
+/** What a session is made of. */
 export interface NbdSessionOptions {
   /** The exports that this client may open. */
   directory: ExportDirectory;
@@ -48,6 +49,7 @@ export class NbdSession {
   #resolveClosed: (reason: string) => void = () => {};
   #idleWaiters: (() => void)[] = [];
 
+  /** Does nothing before `start`. */
   constructor(stream: ByteStream, options: NbdSessionOptions) {
     this.#stream = stream;
     this.#options = options;

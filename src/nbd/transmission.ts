@@ -53,15 +53,21 @@ import { type NbdRequest, RequestParser } from "./request_parser.ts";
 
 /** A meta context that the client selected, by the id that it was told. */
 export interface SelectedContext {
+  /** The id that the client was told. */
   id: number;
+  /** Where its extents come from. */
   context: MetaContext;
 }
 
 /** What the handshake decided. */
 export interface TransmissionOptions {
+  /** What is served. */
   export: BlockExport;
+  /** The headers that were agreed on. */
   style: ReplyStyle;
+  /** NBD_FLAG_*, as the client was told. */
   transmissionFlags: number;
+  /** What a block status answers. */
   contexts: readonly SelectedContext[];
   /** Work before other connections get a turn, limits.nbdTurnMs unless told otherwise. */
   turnMs?: number;
@@ -142,6 +148,7 @@ export class Transmission {
     });
   }
 
+  /** The name of what is served. */
   get exportName(): string {
     return this.#export.name;
   }

@@ -22,6 +22,7 @@ export class ConnStream implements ByteStream {
   #isClosed = false;
   #wake: () => void = () => {};
 
+  /** Over a connected socket. */
   constructor(conn: Deno.Conn, peer: string) {
     this.#conn = conn;
     this.peer = peer;

@@ -29,6 +29,7 @@ export class PortStream implements ByteStream {
   #unacknowledged = 0;
   #onCredit: () => void = () => {};
 
+  /** Over a port that nobody else uses. */
   constructor(port: MessagePort, peer = "port") {
     this.#port = port;
     this.peer = peer;

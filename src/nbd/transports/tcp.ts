@@ -9,7 +9,9 @@ import { ConnStream } from "./conn_stream.ts";
 
 /** Where to listen or to connect. Port 0, when listening: any free one. */
 export interface TcpAddress {
+  /** A name or an address. */
   host: string;
+  /** 1 to 65535, or 0. */
   port: number;
 }
 
