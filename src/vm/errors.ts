@@ -79,8 +79,12 @@ export function toServiceError(error: unknown): unknown {
   });
 }
 
+/** What SQLite says when its files can't grow. */
+const SQLITE_FULL = 13;
+
 function errnoOf(error: Error): string | undefined {
-  const { code } = error as { code?: unknown };
+  const { code, errcode } = error as { code?: unknown; errcode?: unknown };
+  if (errcode === SQLITE_FULL) return "ENOSPC";
   if (typeof code === "string") return code;
   // This runtime has no code for a file that is larger than its file system allows.
   return /\(os error 27\)/.test(error.message) ? "EFBIG" : undefined;

@@ -10,6 +10,7 @@
  * @module
  */
 
+import type { Logger } from "@logtape/logtape";
 import { randomBytes } from "node:crypto";
 import { limits } from "../limits.ts";
 import type { FleecingDiskInfo, FleecingInfo, FleecingRequest } from "../machine/messages.ts";
@@ -41,12 +42,14 @@ export class Fleecings {
   readonly #vm: string;
   readonly #store: Store;
   readonly #directory: ExportDirectory;
+  readonly #log: Logger;
   readonly #active = new Map<string, Fleecing>();
 
-  constructor(vm: string, options: { store: Store; directory: ExportDirectory }) {
+  constructor(vm: string, options: { store: Store; directory: ExportDirectory; log: Logger }) {
     this.#vm = vm;
     this.#store = options.store;
     this.#directory = options.directory;
+    this.#log = options.log;
   }
 
   /** By name. */
@@ -146,9 +149,17 @@ export class Fleecings {
     }
   }
 
+  /** It has ended. A record that stays behind is found at the next start. */
   #forget(fleecing: Fleecing): void {
     this.#active.delete(fleecing.name);
-    this.#store.fleecings.remove(`${this.#vm}/${fleecing.name}`);
+    try {
+      this.#store.fleecings.remove(`${this.#vm}/${fleecing.name}`);
+    } catch (error) {
+      this.#log.warn("record of fleecing {fleecing} stays behind: {error}", {
+        fleecing: fleecing.name,
+        error,
+      });
+    }
   }
 
   #describe(

@@ -83,7 +83,7 @@ export class Machine {
     this.#context = context;
     this.#log = context.log.getChild("vm").with({ vm: record.name });
     this.#state = record.phase === "ready" ? "stopped" : record.phase;
-    this.fleecings = new Fleecings(record.name, context);
+    this.fleecings = new Fleecings(record.name, { ...context, log: this.#log });
   }
 
   /** What the store holds. */
@@ -337,8 +337,9 @@ export class Machine {
   }
 
   async #delete(): Promise<void> {
-    await this.#close("deleting");
+    // First on record: if that fails, the machine is as it was.
     this.#saveRecord({ ...this.#record, phase: "deleting" });
+    await this.#close("deleting");
     await this.#destroy();
   }
 
@@ -426,8 +427,8 @@ export class Machine {
   }
 
   #saveRecord(record: MachineRecord): void {
-    this.#record = record;
     this.#context.store.machines.put(record.name, record);
+    this.#record = record;
   }
 }
 

@@ -2,6 +2,9 @@
  * The store in a SQLite file. One table of JSON documents; the write-ahead log with full
  * synchronisation, so that a change is on stable storage when its statement returns.
  *
+ * Room is kept in both of its files for the changes to come: where guests have filled the file
+ * system, a machine can still be deleted to make room.
+ *
  * @module
  */
 
@@ -10,6 +13,10 @@ import type { Collection, FleecingRecord, ImageRecord, MachineRecord, Store } fr
 
 /** The version of the table below; a file of a newer one is refused. */
 const SCHEMA_VERSION = 1;
+/** Free pages of the database, and the length to which the log is grown: some hundred records. */
+const RESERVED_BYTES = 256 * 1024;
+/** The log goes back to its start, into the room that it has, after so many pages. */
+const CHECKPOINT_PAGES = 16;
 
 /** A store in the file at a path, or ":memory:". */
 export class SqliteStore implements Store {
@@ -30,7 +37,11 @@ export class SqliteStore implements Store {
       CREATE TABLE IF NOT EXISTS records (
         kind TEXT NOT NULL, name TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (kind, name)
       ) WITHOUT ROWID;
-      PRAGMA user_version = ${SCHEMA_VERSION}`);
+      PRAGMA user_version = ${SCHEMA_VERSION};
+      PRAGMA wal_autocheckpoint = ${CHECKPOINT_PAGES};
+      INSERT OR REPLACE INTO records VALUES ('reserve', '', zeroblob(${RESERVED_BYTES}));
+      DELETE FROM records WHERE kind = 'reserve';
+      PRAGMA wal_checkpoint`);
     this.images = new Records(this.#database, "image");
     this.machines = new Records(this.#database, "machine");
     this.fleecings = new Records(this.#database, "fleecing");

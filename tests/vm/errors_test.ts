@@ -1,4 +1,5 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { DatabaseSync } from "node:sqlite";
 import { BlockError } from "../../src/block/errors.ts";
 import { ServiceError, toServiceError } from "../../src/vm/errors.ts";
 
@@ -23,6 +24,15 @@ Deno.test("toServiceError() knows a file that its file system does not allow", (
     (toServiceError(new Error("File too large (os error 27)")) as ServiceError).code,
     "noSpace",
   );
+});
+
+Deno.test("toServiceError() knows a database that can't grow", () => {
+  const database = new DatabaseSync(":memory:");
+  database.exec("PRAGMA max_page_count = 2; CREATE TABLE t (x)");
+  const insert = database.prepare("INSERT INTO t VALUES (zeroblob(100000))");
+  const full = assertThrows(() => insert.run());
+  database.close();
+  assertEquals((toServiceError(full) as ServiceError).code, "noSpace");
 });
 
 Deno.test("toServiceError() keeps the forbidden range", () => {
