@@ -98,10 +98,9 @@ Deno.test("where the file system is full, guests get errors and nothing else is 
     await service.call("POST", "/v1/vms/kept/stop");
     await service.call("DELETE", "/v1/vms/filler");
     await service.call("POST", "/v1/vms/kept/start");
-    await using again = new ServiceConsole(service, "kept");
-    await again.waitFor(/demo> /);
+    await guest.waitFor(/Ovis demo guest[^]*demo> /);
     const written = new Uint8Array(VIEW_BYTES).fill(0x43);
-    assert((await again.demo("hash 0")).includes(hashOf(written)));
-    await again.demo("write 0 0 room");
+    assert((await guest.demo("hash 0")).includes(hashOf(written)));
+    await guest.demo("write 0 0 room");
   });
 });
