@@ -11,6 +11,7 @@ import type { Authenticator } from "./auth.ts";
 import { Links } from "./links.ts";
 import { Metrics } from "./metrics.ts";
 import { Router } from "./router.ts";
+import { addClientRoutes } from "./routes/client.ts";
 import { addConsoleRoutes } from "./routes/console.ts";
 import { addExportRoutes, type RelayWebSocket } from "./routes/exports.ts";
 import { addFleecingRoutes } from "./routes/fleecings.ts";
@@ -50,6 +51,7 @@ export function createApp(options: AppOptions): App {
   addConsoleRoutes(router, service, { sockets, stopping: stopping.signal });
   addFleecingRoutes(router, service, links);
   addExportRoutes(router, service, { links, auth, sockets, relayWebSocket });
+  addClientRoutes(router);
   addImageRoutes(router, service);
   addServiceRoutes(router, service, { metrics, version });
   return {

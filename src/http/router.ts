@@ -63,6 +63,8 @@ export interface Route<
    * subject.
    */
   access?: "public" | "token" | "ticket";
+  /** Not in the OpenAPI document: nobody calls it by itself. */
+  isUnlisted?: boolean;
 }
 
 /** What a handler gets: everything was validated. */
@@ -124,7 +126,7 @@ export class Router {
     route: Route<P, Q, B>,
     handler: (call: Call<P, Q, B>) => Promise<Response> | Response,
   ): void {
-    this.#app.openAPIRegistry.registerPath(describeRoute(route));
+    if (!route.isUnlisted) this.#app.openAPIRegistry.registerPath(describeRoute(route));
     const path = route.path.replaceAll(/\{(\w+)\}/g, ":$1");
     const methods = this.#methods.get(path) ?? new Set();
     this.#methods.set(path, methods.add(route.method.toUpperCase()));

@@ -107,7 +107,8 @@ function addPages(router: Router, version: string): void {
     new Response(PAGE, {
       headers: {
         "content-type": "text/html; charset=utf-8",
-        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; " +
+          "script-src 'self'; connect-src 'self'",
       },
     }));
 
@@ -141,6 +142,11 @@ Health: <a href="/healthz">/healthz</a>, <a href="/readyz">/readyz</a>.</p>
 <pre>curl -H "Authorization: Bearer $TOKEN" -X POST $U/v1/vms -d '{"name":"demo","image":"demo"}'
 curl -H "Authorization: Bearer $TOKEN" "$U/v1/vms/demo/console/log"
 curl -H "Authorization: Bearer $TOKEN" -X POST $U/v1/vms/demo/fleecings -d '{}'
-curl -H "Authorization: Bearer $TOKEN" -o monday.img "$U/v1/exports/NAME/content"</pre>
+curl -H "Authorization: Bearer $TOKEN" -o monday.img "$U/v1/exports/NAME/content"
+curl -H "Authorization: Bearer $TOKEN" -X POST "$U/v1/exports/NAME/tickets"</pre>
+<p>With such a ticket this browser reads the same; in its developer console, on this page:</p>
+<pre>const { connect } = await import("/client/client.js");
+const disk = await connect("/v1/exports/NAME/nbd", { ticket: "..." });
+await disk.read(0, 512);</pre>
 </html>
 `;
