@@ -11,7 +11,7 @@ const VERSION_MIN = 10;
 
 /** The daemon's path, or undefined where there is none of that version. */
 export async function findQemu10(): Promise<string | undefined> {
-  const path = Deno.env.get("OVIS_QEMU10_QSD") ?? findProgram("qemu-storage-daemon");
+  const path = Deno.env.get("OVIS_QEMU10_QSD") || findProgram("qemu-storage-daemon");
   if (path === undefined) return undefined;
   const { stdout } = await new Deno.Command(path, { args: ["--version"] }).output();
   const version = /version (\d+)/.exec(new TextDecoder().decode(stdout))?.[1];
