@@ -53,6 +53,8 @@ export interface DirtyBitmapOptions {
   granularity?: number;
   /** Doesn't record till it is enabled. */
   disabled?: boolean;
+  /** Stored with the disk: refused, since no driver here can do that. */
+  persistent?: boolean;
 }
 
 /** Which of a bitmap's states forbid an operation. */
@@ -230,6 +232,12 @@ export class DirtyBitmaps {
     }
     if (granularity > GRANULARITY_MAX) {
       throw new BlockError("EINVAL", "Parameter 'granularity' expects uint32_t");
+    }
+    if (options.persistent) {
+      throw new BlockError(
+        "ENOTSUP",
+        `Can't store persistent bitmaps to ${node.nodeName}: Operation not supported`,
+      );
     }
     const bitmaps = this.#of(node);
     if (bitmaps.byName.has(name)) {

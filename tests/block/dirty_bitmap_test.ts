@@ -72,6 +72,14 @@ Deno.test("acceptance 37: names and granularities", async () => {
       "Granularity must be power of 2 and at least 512",
     );
   }
+  refused(
+    () => bitmaps.add(disk, { name: "b1", granularity: 2 ** 32 }),
+    "Parameter 'granularity' expects uint32_t",
+  );
+  refused(
+    () => bitmaps.add(disk, { name: "b1", persistent: true }),
+    "Can't store persistent bitmaps to disk: Operation not supported",
+  );
   assertEquals(bitmaps.add(disk, { name: "b1", granularity: 512 }).info().granularity, 512);
   for (const call of ["remove", "clear", "enable", "disable"] as const) {
     refused(() => bitmaps[call](disk, "nope"), "Dirty bitmap 'nope' not found");
