@@ -41,7 +41,8 @@ Deno.test("NbdServer serves many clients that come, work and are cut off", async
       const offset = below(PART);
       const length = 1 + below(Math.min(PART - offset, 200_000));
       const at = index * PART + offset;
-      if (random() < 0.1) {
+      const action = random();
+      if (action < 0.1) {
         // Cut with reads under way: they fail, and the next round starts afresh.
         const reading = Promise.allSettled([client.read(at, length), client.read(at, 1)]);
         stream.close("cut");
@@ -49,11 +50,11 @@ Deno.test("NbdServer serves many clients that come, work and are cut off", async
         await reading;
         connection = null;
         cuts++;
-      } else if (random() < 0.4) {
+      } else if (action < 0.45) {
         const data = pattern(length, below(1000));
         await client.write(at, data, { isFua: random() < 0.2 });
         model.set(data, offset);
-      } else if (random() < 0.1) {
+      } else if (action < 0.55) {
         await client.writeZeroes(at, length);
         model.fill(0, offset, offset + length);
       } else {
