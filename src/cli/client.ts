@@ -9,6 +9,7 @@ import { defaultDataPath } from "../config.ts";
 
 /** The service said no. */
 export class ClientError extends Error {
+  /** What stands before the message when it is printed. */
   override readonly name = "ClientError";
   /** `code` of the problem. */
   constructor(readonly code: string, message: string) {
@@ -18,7 +19,9 @@ export class ClientError extends Error {
 
 /** Where the service is and what opens it. */
 export interface ClientOptions {
+  /** http://HOST:PORT, without a final `/`. */
   url: string;
+  /** Sent with every request; null: nothing is sent. */
   token: string | null;
 }
 
@@ -26,6 +29,7 @@ export interface ClientOptions {
 export class Client {
   readonly #options: ClientOptions;
 
+  /** Sends nothing yet: the first request shows whether a service is there. */
   constructor(options: ClientOptions) {
     this.#options = options;
   }

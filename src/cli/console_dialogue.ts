@@ -8,6 +8,7 @@
 export interface ConsoleEnds {
   /** What the guest printed and goes on to print, until it is cancelled. */
   output(): Promise<ReadableStream<Uint8Array<ArrayBuffer>>>;
+  /** Types bytes; resolves when the guest's console took them. */
   input(bytes: Uint8Array<ArrayBuffer>): Promise<void>;
 }
 
@@ -22,6 +23,7 @@ export class ConsoleDialogue implements AsyncDisposable {
   readonly #reader: Promise<ReadableStreamDefaultReader<string>>;
   readonly #finished: Promise<void>;
 
+  /** Begins to listen at once. That it can't is written to `text`. */
   constructor(ends: ConsoleEnds) {
     this.#ends = ends;
     this.#reader = ends.output().then((stream) =>
@@ -64,6 +66,7 @@ export class ConsoleDialogue implements AsyncDisposable {
     return output ?? "";
   }
 
+  /** Stops listening; resolves when nothing reads any more. */
   async [Symbol.asyncDispose](): Promise<void> {
     // Cancelled, not aborted by a signal: this runtime forgets the signal of a fetch whose request
     // was collected as garbage.

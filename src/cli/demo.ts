@@ -1,9 +1,10 @@
 /** `ovis demo`: the main job, shown. @module */
 
-import { type Command, Option } from "commander";
+import { Option } from "commander";
+import type { Program } from "./mod.ts";
 
 /** Adds the command. */
-export function registerDemo(program: Command): void {
+export function registerDemo(program: Program): void {
   program.command("demo")
     .description(
       "Start the service, boot a machine, let it write, freeze its disk, let it overwrite " +

@@ -20,7 +20,9 @@ const VM = "demo";
 
 /** The command's options. */
 export interface DemoOptions {
+  /** What boots. Without it: Debian if it can be fetched, else the demo guest. */
   guest?: "debian" | "demo";
+  /** Leaves the service running at the end, until Ctrl-C. */
   keep?: boolean;
 }
 

@@ -1,7 +1,7 @@
 /** `ovis image`: images that machines boot from. @module */
 
-import type { Command } from "commander";
 import { openClient } from "./client.ts";
+import type { Program } from "./mod.ts";
 import { printLine, printTable } from "./output.ts";
 
 /** An image as the API shows it, as far as it is shown here. */
@@ -13,7 +13,7 @@ interface Image {
 }
 
 /** Adds the command. */
-export function registerImage(program: Command): void {
+export function registerImage(program: Program): void {
   const image = program.command("image")
     .description("Images that machines boot from")
     .option("--url <url>", "the service (OVIS_URL)")

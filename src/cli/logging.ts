@@ -4,10 +4,12 @@
  * @module
  */
 
-import { configure, getLogger, type Logger, type LogLevel, type LogRecord } from "@logtape/logtape";
+import { configure, getLogger, type LogRecord } from "@logtape/logtape";
+import type { Settings } from "../config.ts";
+import type { Log } from "../vm/log.ts";
 
 /** Sets logging up for the process and returns the service's logger. */
-export async function setUpLogging(level: LogLevel): Promise<Logger> {
+export async function setUpLogging(level: Settings["logLevel"]): Promise<Log> {
   const encoder = new TextEncoder();
   await configure({
     reset: true,

@@ -8,12 +8,17 @@
 
 import type { Command } from "commander";
 
+/** What commands are added to: commander's root command. */
+export type Program = Command;
+
 /** A command before it is loaded. */
 export interface CommandEntry {
+  /** The word that stands behind `ovis`. */
   name: string;
   /** One line of the list that `--help` shows. */
   summary: string;
-  load: () => Promise<(program: Command) => void>;
+  /** Imports the command's file; what it gives adds the command to the program. */
+  load: () => Promise<(program: Program) => void>;
 }
 
 /** All commands, in the order of `--help`. */

@@ -1,9 +1,9 @@
 /** `ovis riscv-tests`: the official instruction tests, built by whoever wants to run them. @module */
 
-import type { Command } from "commander";
+import type { Program } from "./mod.ts";
 
 /** Adds the command. */
-export function registerRiscvTests(program: Command): void {
+export function registerRiscvTests(program: Program): void {
   program.command("riscv-tests <folder>")
     .description(
       "Run every program of the official riscv-tests found in a folder and below, in parallel, print " +

@@ -4,7 +4,6 @@
  * @module
  */
 
-import type { Logger } from "@logtape/logtape";
 import { fileURLToPath } from "node:url";
 import type { Settings } from "../config.ts";
 import { createApp } from "../http/app.ts";
@@ -13,6 +12,7 @@ import { startHttpServer } from "../http/server.ts";
 import { relayWebSocket } from "../nbd/transports/websocket.ts";
 import { VERSION } from "../version.ts";
 import type { BuiltInImage } from "../vm/images.ts";
+import type { Log } from "../vm/log.ts";
 import { openMachines } from "../vm/open_machines.ts";
 import { Service } from "../vm/service.ts";
 
@@ -24,6 +24,7 @@ export interface RunningService {
   readonly token: string | null;
   /** The token was made just now: nobody has seen it yet. */
   readonly isTokenNew: boolean;
+  /** What is behind the HTTP face. */
   readonly service: Service;
   /** Refuses new work, stops machines in order, gives everything back. */
   stop(): Promise<void>;
@@ -36,7 +37,7 @@ const BUILT_IN_IMAGES: readonly BuiltInImage[] = [{
 }];
 
 /** Starts one. */
-export async function startService(settings: Settings, log: Logger): Promise<RunningService> {
+export async function startService(settings: Settings, log: Log): Promise<RunningService> {
   const service = await Service.open({
     dataPath: settings.data,
     builtInImages: BUILT_IN_IMAGES,

@@ -1,10 +1,11 @@
 /** `ovis serve`: the service. @module */
 
-import { type Command, InvalidArgumentError } from "commander";
+import { InvalidArgumentError } from "commander";
 import { environmentName, type PartialSettings } from "../config.ts";
+import type { Program } from "./mod.ts";
 
 /** Adds the command. */
-export function registerServe(program: Command): void {
+export function registerServe(program: Program): void {
   const help = (key: string, text: string) => `${text} (${environmentName(key)})`;
   program.command("serve")
     .description(

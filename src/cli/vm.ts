@@ -2,6 +2,7 @@
 
 import { type Command, InvalidArgumentError } from "commander";
 import { type Client, openClient } from "./client.ts";
+import type { Program } from "./mod.ts";
 import { printBytes, printLine, printTable } from "./output.ts";
 
 /** A machine as the API shows it, as far as it is shown here. */
@@ -34,7 +35,7 @@ const MiB = 1024 * 1024;
 const UNITS: Record<string, number> = { "": 1, K: 1024, M: MiB, G: 1024 * MiB, T: MiB * MiB };
 
 /** Adds the command. */
-export function registerVm(program: Command): void {
+export function registerVm(program: Program): void {
   const vm = program.command("vm")
     .description("Machines of a running service")
     .option("--url <url>", "the service (OVIS_URL)", undefined)

@@ -14,8 +14,11 @@ const MEMBER_COUNT_MAX = 64;
 
 /** Where a member's content stands in the archive. */
 export interface ArMember {
+  /** Without padding and without the `/` that some archivers put behind it. */
   name: string;
+  /** Of its first byte in the archive. */
   offset: number;
+  /** Of the content in bytes, without padding. */
   length: number;
 }
 

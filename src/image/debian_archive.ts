@@ -16,26 +16,37 @@ const DEFAULT_MIRROR = "http://deb.debian.org/debian";
 
 /** A package, as its index describes it. */
 export interface DebianPackage {
+  /** Field `Package`. */
   name: string;
+  /** Field `Version`. */
   version: string;
+  /** Field `Depends` as it stands there, "" where the package needs nothing. */
   depends: string;
+  /** Field `Filename`: a path below the mirror, checked to lie in `pool/`. */
   filename: string;
+  /** Field `Size`: of the .deb file. */
   sizeBytes: number;
+  /** Field `SHA256`: of the .deb file, 64 hexadecimal digits. */
   sha256: string;
 }
 
 /** Options of `readPackages`. */
 export interface ArchiveOptions {
+  /** Its http or https address, without a final `/`. */
   mirror: string;
+  /** A name below `dists/`: "trixie", "stable". */
   suite: string;
+  /** As Debian names it: "riscv64". */
   architecture: string;
   /** The keys whose signature on the release is accepted. */
   keyring: string;
   /** Where indexes and packages are kept for the next time. */
   cacheDirectory: string;
+  /** Called as bytes come; `what` names the file for people. */
   onProgress?: (what: string, doneBytes: number, totalBytes: number) => void;
   /** Called with what the user should know, e.g. that no signature could be checked. */
   onWarning?: (message: string) => void;
+  /** Breaks the transfer off; what came is kept for the next time. */
   signal?: AbortSignal;
 }
 

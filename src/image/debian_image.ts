@@ -59,8 +59,11 @@ done
 
 /** The files of an image, ready to be stored. */
 export interface ImageFiles {
+  /** Linux as the package has it. */
   kernel: Uint8Array<ArrayBuffer>;
+  /** A gzipped cpio archive: busybox, kernel modules and the init script. */
   initrd: Uint8Array<ArrayBuffer>;
+  /** The kernel's command line that the image is made for. */
   cmdline: string;
   /** Names and versions of the packages it was made from. */
   description: string;

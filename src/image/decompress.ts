@@ -10,7 +10,8 @@ import { createZstdDecompress } from "node:zlib";
 import xz from "xz-decompress";
 import { ImageError } from "./errors.ts";
 
-type ByteStream = ReadableStream<Uint8Array<ArrayBuffer>>;
+/** Bytes as they come, in chunks of any size. */
+export type ByteStream = ReadableStream<Uint8Array<ArrayBuffer>>;
 
 /** The plain content of `stream`, whose `name` ends in .xz, .zst, .gz or none of these. */
 export function decompress(name: string, stream: ByteStream): ByteStream {

@@ -10,12 +10,17 @@ import { ImageError } from "./errors.ts";
 
 /** What to fetch, and what it must be. */
 export interface Download {
+  /** http or https. */
   url: string;
   /** Where the file goes; the unfinished one stands beside it as `PATH.part`. */
   path: string;
+  /** What its size must be: not one byte beyond is written. */
   sizeBytes: number;
+  /** What its SHA-256 must be: 64 hexadecimal digits, in lower case. */
   sha256: string;
+  /** Called after each piece; counts what was there from an earlier try. */
   onProgress?: (doneBytes: number, totalBytes: number) => void;
+  /** Breaks the transfer off; the part stays for the next time. */
   signal?: AbortSignal;
 }
 

@@ -1,6 +1,7 @@
 /**
  * What a Linux kernel module says of itself: its `.modinfo` section holds `key=value` texts. A
- * package has no modules.dep (depmod makes it on the target), so the order of loading comes from here.
+ * package has no modules.dep (depmod makes it on the target), so the order of loading comes from
+ * here.
  *
  * @module
  */

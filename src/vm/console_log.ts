@@ -15,6 +15,7 @@ export class ConsoleLog {
   #waiters: (() => void)[] = [];
   #isClosed = false;
 
+  /** `capacity`: bytes kept; the memory is taken at once. */
   constructor(readonly capacity: number) {
     this.#ring = new Uint8Array(capacity);
   }

@@ -29,6 +29,7 @@ const TOKEN_BYTES = 24;
 
 /** Another service holds the folder. */
 export class FolderInUseError extends Error {
+  /** What stands before the message when it is printed. */
   override readonly name = "FolderInUseError";
 }
 
@@ -47,6 +48,15 @@ export class DataFolder implements Disposable {
   /** Makes what is missing and takes the lock. */
   static async open(path: string): Promise<DataFolder> {
     const root = isAbsolute(path) ? path : resolve(path);
+    try {
+      return await DataFolder.#open(root);
+    } catch (error) {
+      if (error instanceof FolderInUseError || !(error instanceof Error)) throw error;
+      throw new Error(`the data folder ${root} can't be used: ${error.message}`, { cause: error });
+    }
+  }
+
+  static async #open(root: string): Promise<DataFolder> {
     await Deno.mkdir(root, { recursive: true, mode: OWNER_ONLY });
     const lock = await lockFolder(root);
     try {

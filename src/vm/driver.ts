@@ -26,6 +26,7 @@ export interface DriverEvents {
 
 /** An open machine: disks and listeners are open, harts exist and are parked. */
 export interface MachineDriver {
+  /** Where its NBD server listens, with the TCP port that was chosen. */
   readonly nbd: NbdAddresses;
   /** Loads the boot files and lets the harts run. */
   start(): Promise<void>;

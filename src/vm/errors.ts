@@ -36,10 +36,12 @@ export type ServiceErrorCode =
 
 /** An operating error of the service. A bug is an assertion, never one of these. */
 export class ServiceError extends Error {
+  /** What stands before the message when it is printed. */
   override readonly name = "ServiceError";
   /** The first area to blame, where one is. */
   readonly range: { offset: number; length: number } | undefined;
 
+  /** `message` is for people and reaches clients as the problem's `detail`. */
   constructor(
     readonly code: ServiceErrorCode,
     message: string,

@@ -9,11 +9,17 @@ import { ServiceError } from "./errors.ts";
 
 /** One disk's view, offered to readers. */
 export interface ExportInfo {
+  /** MACHINE-DISK-FLEECING: see EXPORT_NAME_PATTERN. */
   name: string;
+  /** The machine whose disk it shows. */
   vm: string;
+  /** The fleecing that it belongs to, unique in its machine. */
   fleecing: string;
+  /** The disk's name in its machine. */
   disk: string;
+  /** Size of the disk, which can't change under a fleecing. */
   sizeBytes: number;
+  /** The moment of the view: ISO 8601, UTC. */
   createdAt: string;
   /** Differs between any two views, ever: the content under one tag never changes. */
   tag: string;

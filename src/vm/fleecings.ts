@@ -10,22 +10,28 @@
  * @module
  */
 
-import type { Logger } from "@logtape/logtape";
 import { randomBytes } from "node:crypto";
 import { limits } from "../limits.ts";
 import type { FleecingDiskInfo, FleecingInfo, FleecingRequest } from "../machine/messages.ts";
 import type { MachineDriver } from "./driver.ts";
 import { ServiceError, toServiceError } from "./errors.ts";
 import type { ExportDirectory, ExportInfo } from "./export_directory.ts";
+import type { Log } from "./log.ts";
 import type { Store } from "./store.ts";
 
 /** A fleecing and its exports. */
 export interface Fleecing {
+  /** Unique in its machine. */
   readonly name: string;
+  /** The moment of the view: ISO 8601, UTC. */
   readonly createdAt: string;
+  /** What a failed copy breaks: the view, or the guest's write. */
   readonly onCbwError: FleecingRequest["onCbwError"];
+  /** How long a guest's write waits for its copy; 0: for ever. */
   readonly cbwTimeoutSeconds: number;
+  /** Protects only what this dirty bitmap of each disk marks; null: everything. */
   readonly bitmap: string | null;
+  /** One for each disk that it freezes. */
   readonly exports: readonly ExportInfo[];
   /** Why the view can't be read any more. */
   brokenBy: string | null;
@@ -33,7 +39,9 @@ export interface Fleecing {
 
 /** A fleecing with its figures of this moment. */
 export interface FleecingStatus {
+  /** What does not change. */
   fleecing: Fleecing;
+  /** Figures of each disk, asked of the I/O worker just now. */
   disks: FleecingDiskInfo[];
 }
 
@@ -42,10 +50,11 @@ export class Fleecings {
   readonly #vm: string;
   readonly #store: Store;
   readonly #directory: ExportDirectory;
-  readonly #log: Logger;
+  readonly #log: Log;
   readonly #active = new Map<string, Fleecing>();
 
-  constructor(vm: string, options: { store: Store; directory: ExportDirectory; log: Logger }) {
+  /** `vm`: the machine's name. */
+  constructor(vm: string, options: { store: Store; directory: ExportDirectory; log: Log }) {
     this.#vm = vm;
     this.#store = options.store;
     this.#directory = options.directory;

@@ -18,13 +18,17 @@ import type { ImageFileRecord, ImagePart, ImageRecord, Store } from "./store.ts"
 
 /** An image that belongs to the program: always there, can't be changed. */
 export interface BuiltInImage {
+  /** Can't be taken by an uploaded image. */
   name: string;
+  /** The kernel's command line. */
   cmdline: string;
+  /** Its only file, read and hashed once at the start of the service. */
   kernelPath: string;
 }
 
 /** An image as clients see it. */
 export interface ImageInfo extends ImageRecord {
+  /** Belongs to the program: takes no uploads and can't be removed. */
   isBuiltIn: boolean;
 }
 

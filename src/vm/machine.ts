@@ -12,7 +12,6 @@
  * @module
  */
 
-import type { Logger } from "@logtape/logtape";
 import { setTimeout as delay } from "node:timers/promises";
 import { limits } from "../limits.ts";
 import type { FleecingRequest, IoMethod, IoMethods, MachineConfig } from "../machine/messages.ts";
@@ -24,24 +23,33 @@ import type { ExportDirectory } from "./export_directory.ts";
 import { Fleecings, type FleecingStatus } from "./fleecings.ts";
 import type { Images } from "./images.ts";
 import { decide, isOpen, type LifeCycleRequest, type MachineState } from "./life_cycle.ts";
+import type { Log } from "./log.ts";
 import { RequestQueue } from "./request_queue.ts";
 import type { MachineRecord, Store } from "./store.ts";
 
 /** What a machine needs of its surroundings. */
 export interface MachineContext {
+  /** Where disks, temporary images and the NBD socket stand. */
   folder: DataFolder;
+  /** Keeps the machine's record and those of its fleecings. */
   store: Store;
+  /** What it boots from, looked up anew at every start and reset. */
   images: Images;
+  /** Takes the exports of its fleecings; names are unique in the whole service. */
   directory: ExportDirectory;
+  /** Makes the workers, or what a test puts in their place. */
   openDriver: OpenDriver;
-  log: Logger;
+  /** Gets a child of its own for every machine. */
+  log: Log;
   /** The address that NBD servers bind to. */
   nbdHost: string;
 }
 
 /** How the guest ended by itself. */
 export interface GuestExit {
+  /** What the guest asked of the test finisher or of SBI; `hostFault`: a hart met a bug of ours. */
   reason: "shutdown" | "reboot" | "hostFault";
+  /** What the guest gave, else 0; with `hostFault` the number of the fault. */
   code: number;
 }
 
@@ -62,10 +70,12 @@ interface Session {
 
 /** A machine and its life. */
 export class Machine {
+  /** What the guest printed; lives on when the machine stops. */
   readonly console = new ConsoleLog(limits.consoleLogBytes);
+  /** Those that stand; changed within the machine's queue only. */
   readonly fleecings: Fleecings;
   readonly #context: MachineContext;
-  readonly #log: Logger;
+  readonly #log: Log;
   readonly #queue = new RequestQueue(REQUESTS_WAITING);
   readonly #inputQueue = new RequestQueue(REQUESTS_WAITING);
   #record: MachineRecord;

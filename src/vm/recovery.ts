@@ -8,8 +8,8 @@
  */
 
 import { join } from "node:path";
-import type { Logger } from "@logtape/logtape";
 import { type DataFolder, ignoreMissing } from "./data_folder.ts";
+import type { Log } from "./log.ts";
 import type { Store } from "./store.ts";
 
 /** What a clean-up found. */
@@ -55,7 +55,7 @@ export async function recover(folder: DataFolder, store: Store): Promise<Recover
 }
 
 /** Says what was found, one line each; nothing after a clean stop. */
-export function logReport(report: RecoveryReport, log: Logger): void {
+export function logReport(report: RecoveryReport, log: Log): void {
   const { scratchFiles, scratchBytes, fleecings, machines, uploads } = report;
   if (fleecings.length > 0) log.warn("fleecings lost in a crash: {fleecings}", { fleecings });
   if (scratchFiles.length > 0) {

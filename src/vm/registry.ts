@@ -12,10 +12,15 @@ import type { DiskRecord, MachineRecord } from "./store.ts";
 
 /** A machine as a client asks for it. */
 export interface MachineOrder {
+  /** Must be free in the service (nameTaken). */
   name: string;
+  /** Must exist (badReference). */
   image: string;
+  /** RAM, within limits.memoryMinBytes and memoryMaxBytes. */
   memoryBytes: number;
+  /** From 1 to limits.hartCount. */
   hartCount: number;
+  /** In the order in which the guest finds them; made empty. */
   disks: DiskRecord[];
   /** Start it at once. If that fails the machine is removed again. */
   start: boolean;

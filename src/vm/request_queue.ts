@@ -13,6 +13,7 @@ export class RequestQueue {
   #length = 0;
   #closed: ServiceError | null = null;
 
+  /** `capacity`: requests that may run or wait; one more is refused with limitReached. */
   constructor(readonly capacity: number) {}
 
   /** Requests that run or wait. */

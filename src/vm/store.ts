@@ -10,7 +10,9 @@
 
 /** One uploaded file of an image. */
 export interface ImageFileRecord {
+  /** Length of the file. */
   sizeBytes: number;
+  /** Of the whole file: 64 hexadecimal digits, in lower case. */
   sha256: string;
 }
 
@@ -22,29 +24,43 @@ export type ImagePart = (typeof IMAGE_PARTS)[number];
 
 /** What machines boot from. */
 export interface ImageRecord {
+  /** Matches NAME_PATTERN; unique among images. */
   name: string;
+  /** The kernel's command line. */
   cmdline: string;
+  /** ISO 8601, UTC. */
   createdAt: string;
+  /** The parts that were uploaded; a part is replaced as a whole. */
   files: Partial<Record<ImagePart, ImageFileRecord>>;
 }
 
 /** A disk of a machine. */
 export interface DiskRecord {
+  /** Unique in its machine; also the name of its file. */
   name: string;
+  /** What the guest sees, a multiple of 512. */
   sizeBytes: number;
+  /** The guest can't write to it (VIRTIO_BLK_F_RO). */
   isReadOnly: boolean;
 }
 
 /** A machine. `phase` says what a crash interrupted. */
 export interface MachineRecord {
+  /** Matches NAME_PATTERN; unique among machines. */
   name: string;
   /** Short and unique: names its folders and its socket. */
   id: string;
+  /** The image's name; the image can't be removed while it stands here. */
   image: string;
+  /** RAM, a multiple of 1 MiB. */
   memoryBytes: number;
+  /** From 1 to limits.hartCount. */
   hartCount: number;
+  /** In the order in which the guest finds them. */
   disks: DiskRecord[];
+  /** ISO 8601, UTC. */
   createdAt: string;
+  /** `creating` until its disks are there, `deleting` until they are gone. */
   phase: "creating" | "ready" | "deleting";
 }
 
@@ -52,13 +68,17 @@ export interface MachineRecord {
 export interface FleecingRecord {
   /** Machine and fleecing, joined with `/`. */
   key: string;
+  /** The machine's name. */
   vm: string;
+  /** Unique in its machine. */
   name: string;
+  /** The moment of the view: ISO 8601, UTC. */
   createdAt: string;
 }
 
 /** Records of one kind, by name. */
 export interface Collection<T> {
+  /** The record of that name, undefined if there is none. */
   get(name: string): T | undefined;
   /** Adds a record; false, and no change, if there is one of that name. */
   insert(name: string, record: T): boolean;
@@ -72,7 +92,10 @@ export interface Collection<T> {
 
 /** The whole store. */
 export interface Store extends Disposable {
+  /** Images, without their files. */
   readonly images: Collection<ImageRecord>;
+  /** Machines, also those in the middle of being made or deleted. */
   readonly machines: Collection<MachineRecord>;
+  /** Fleecings that stand now. */
   readonly fleecings: Collection<FleecingRecord>;
 }
