@@ -13,12 +13,19 @@ import { Progress } from "./progress.ts";
 
 /** The command's options. */
 export interface PullOptions {
+  /** Of the image in the service. */
   name: string;
+  /** Debian's release: "trixie". */
   suite: string;
+  /** Address of a Debian mirror; without it the one that apt is set to. */
   mirror?: string;
+  /** File of the keys that may sign the release; without it DEBIAN_KEYRING. */
   keyring?: string;
+  /** The data folder; without it OVIS_DATA, else the default. */
   data?: string;
+  /** The service that gets the image where one holds the folder; without it OVIS_URL. */
   url?: string;
+  /** That service's token; without it OVIS_TOKEN, else the data folder's. */
   token?: string;
 }
 
@@ -35,7 +42,7 @@ export async function pullDebian(options: PullOptions): Promise<void> {
     defaultDataPath((name) => Deno.env.get(name));
   try {
     using folder = await DataFolder.open(dataPath);
-    using store = new SqliteStore(folder.storePath);
+    using store = SqliteStore.open(folder.storePath);
     await storeImage(options.name, image, folderSink(await Images.open(folder, store, [])));
   } catch (error) {
     if (!(error instanceof FolderInUseError)) throw error;

@@ -1,6 +1,6 @@
 /** What `ovis serve` does. @module */
 
-import { type PartialSettings, resolveSettings } from "../config.ts";
+import { type PartialSettings, resolveSettings, SettingsError } from "../config.ts";
 import { setUpLogging } from "./logging.ts";
 import { printLine } from "./output.ts";
 import { startService } from "./run_service.ts";
@@ -16,7 +16,7 @@ export async function serve(flags: PartialSettings, configPath: string | null): 
   const settings = resolveSettings({
     flags,
     environment: (name) => Deno.env.get(name),
-    file: configPath === null ? {} : JSON.parse(await Deno.readTextFile(configPath)),
+    file: configPath === null ? {} : await readConfig(configPath),
   });
   const log = await setUpLogging(settings.logLevel);
   // A bug in the service of one client must not take everybody's machines down.
@@ -26,9 +26,12 @@ export async function serve(flags: PartialSettings, configPath: string | null): 
   });
   const stopped = waitForSignal();
   const running = await startService(settings, log);
+  const tokenPath = `${running.service.folder.path}/token`;
   if (running.isTokenNew) {
     printLine(`token: ${running.token}`);
-    printLine(`(shown this once; it stands in ${running.service.folder.path}/token)`);
+    printLine(`(shown this once; it stands in ${tokenPath})`);
+  } else if (settings.auth && settings.token === null) {
+    printLine(`the token stands in ${tokenPath}`);
   }
   printLine(`Ovis listens on ${running.url}`);
   const signal = await stopped;
@@ -39,4 +42,12 @@ export async function serve(flags: PartialSettings, configPath: string | null): 
   await running.stop();
   log.info("stopped");
   Deno.exit(0);
+}
+
+async function readConfig(path: string): Promise<PartialSettings> {
+  try {
+    return JSON.parse(await Deno.readTextFile(path));
+  } catch (error) {
+    throw new SettingsError(`${path}: ${error instanceof Error ? error.message : error}`);
+  }
 }

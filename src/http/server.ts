@@ -23,12 +23,7 @@ export function startHttpServer(
   options: { host: string; port: number },
 ): HttpServer {
   const cutOff = new AbortController();
-  const server = Deno.serve({
-    hostname: options.host,
-    port: options.port,
-    signal: cutOff.signal,
-    onListen: () => {},
-  }, (request) => app.handle(request));
+  const server = listen(app, { ...options, signal: cutOff.signal });
   const { hostname, port } = server.addr;
   return {
     url: `http://${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`,
@@ -39,4 +34,20 @@ export function startHttpServer(
       clearTimeout(timer);
     },
   };
+}
+
+function listen(
+  app: App,
+  options: { host: string; port: number; signal: AbortSignal },
+): Deno.HttpServer<Deno.NetAddr> {
+  const { host, port, signal } = options;
+  try {
+    return Deno.serve(
+      { hostname: host, port, signal, onListen: () => {} },
+      (request) => app.handle(request),
+    );
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new Error(`can't listen on ${host}, port ${port}: ${reason}`, { cause: error });
+  }
 }

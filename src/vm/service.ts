@@ -4,11 +4,11 @@
  * @module
  */
 
-import type { Logger } from "@logtape/logtape";
 import { DataFolder } from "./data_folder.ts";
 import type { OpenDriver } from "./driver.ts";
 import { ExportDirectory } from "./export_directory.ts";
 import { type BuiltInImage, Images } from "./images.ts";
+import type { Log } from "./log.ts";
 import type { Machine } from "./machine.ts";
 import { logReport, recover } from "./recovery.ts";
 import { Registry } from "./registry.ts";
@@ -16,16 +16,21 @@ import { SqliteStore } from "./sqlite_store.ts";
 
 /** What the service is made of. */
 export interface ServiceOptions {
+  /** The data folder, made where it is missing; one service at a time may have it. */
   dataPath: string;
+  /** Images that belong to the program. */
   builtInImages: readonly BuiltInImage[];
+  /** Makes the workers of a machine, or what a test puts in their place. */
   openDriver: OpenDriver;
   /** The address that NBD servers bind to. */
   nbdHost: string;
-  log: Logger;
+  /** The service's log: machines and the HTTP face get children of it. */
+  log: Log;
 }
 
 /** A running service. Disposing of it stops all machines. */
 export class Service implements AsyncDisposable {
+  /** When it was opened, for /v1/info. */
   readonly startedAt = new Date();
   #isStopping = false;
   readonly #stack: AsyncDisposableStack;
@@ -44,7 +49,7 @@ export class Service implements AsyncDisposable {
   static async open(options: ServiceOptions): Promise<Service> {
     await using stack = new AsyncDisposableStack();
     const folder = stack.use(await DataFolder.open(options.dataPath));
-    const store = stack.use(new SqliteStore(folder.storePath));
+    const store = stack.use(SqliteStore.open(folder.storePath));
     logReport(await recover(folder, store), options.log);
     const images = await Images.open(folder, store, options.builtInImages);
     const directory = new ExportDirectory();

@@ -20,18 +20,32 @@ const CHECKPOINT_PAGES = 16;
 
 /** A store in the file at a path, or ":memory:". */
 export class SqliteStore implements Store {
+  /** Images, without their files. */
   readonly images: Collection<ImageRecord>;
+  /** Machines, also those in the middle of being made or deleted. */
   readonly machines: Collection<MachineRecord>;
+  /** Fleecings that stand now. */
   readonly fleecings: Collection<FleecingRecord>;
   readonly #database: DatabaseSync;
 
-  constructor(path: string) {
+  /** Makes the file where it is missing. Throws where a newer version wrote it. */
+  /** Opens the file, or says why it can't be used. */
+  static open(path: string): SqliteStore {
+    try {
+      return new SqliteStore(path);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      throw new Error(`${path} can't be used: ${reason}`, { cause: error });
+    }
+  }
+
+  private constructor(path: string) {
     this.#database = new DatabaseSync(path);
     this.#database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL");
     const version = Number(this.#database.prepare("PRAGMA user_version").get()?.user_version);
     if (version > SCHEMA_VERSION) {
       this.#database.close();
-      throw new Error(`${path} was written by a newer Ovis (schema ${version})`);
+      throw new Error(`it was written by a newer Ovis (schema ${version})`);
     }
     this.#database.exec(`
       CREATE TABLE IF NOT EXISTS records (
@@ -47,6 +61,7 @@ export class SqliteStore implements Store {
     this.fleecings = new Records(this.#database, "fleecing");
   }
 
+  /** Closes the file; the write-ahead log is merged into it. */
   [Symbol.dispose](): void {
     this.#database.close();
   }

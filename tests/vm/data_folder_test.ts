@@ -64,7 +64,7 @@ Deno.test("DataFolder puts sockets where their paths are short enough", async ()
 Deno.test("recover() removes what a crash left half-made and nothing else", async () => {
   await withFolder(async (path) => {
     using folder = await DataFolder.open(path);
-    using store = new SqliteStore(":memory:");
+    using store = SqliteStore.open(":memory:");
     const machine = (name: string, phase: MachineRecord["phase"]): MachineRecord => ({
       name,
       id: name.padEnd(8, "0"),

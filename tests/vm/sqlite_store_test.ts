@@ -9,7 +9,7 @@ Deno.test("SqliteStore keeps records over a reopening", async () => {
   const path = await Deno.makeTempFile();
   try {
     {
-      using store = new SqliteStore(path);
+      using store = SqliteStore.open(path);
       assertEquals(store.images.insert("b", image("b")), true);
       assertEquals(store.images.insert("b", { ...image("b"), cmdline: "x" }), false);
       store.images.put("a", image("a"));
@@ -17,7 +17,7 @@ Deno.test("SqliteStore keeps records over a reopening", async () => {
       store.images.put("c", { ...image("c"), cmdline: "changed" });
       assertEquals(store.machines.get("a"), undefined);
     }
-    using store = new SqliteStore(path);
+    using store = SqliteStore.open(path);
     const names = (after: string, limit: number) =>
       store.images.list({ after, limit }).map(({ name }) => name);
     assertEquals(names("", 9), ["a", "b", "c"]);
@@ -36,7 +36,7 @@ Deno.test("SqliteStore refuses a file of a newer version", async () => {
     const database = new DatabaseSync(path);
     database.exec("PRAGMA user_version = 99");
     database.close();
-    assertThrows(() => new SqliteStore(path), Error, "newer");
+    assertThrows(() => SqliteStore.open(path), Error, "newer");
   } finally {
     for (const suffix of ["", "-wal", "-shm"]) await Deno.remove(path + suffix).catch(() => {});
   }
