@@ -70,6 +70,23 @@ Deno.test("acceptance 25: a timed-out copy runs on behind; the write then succee
   await rig.close(fleecing);
 });
 
+Deno.test("a stalled copy that nobody waits for keeps no other fleecing from coming and going", async () => {
+  const rig = await rigWithData();
+  const stalledOne = await rig.fleece({ cbwTimeoutSeconds: 1 });
+  const stalled = gate(["write"], { count: 1 });
+  stalledOne.faults.addRule(stalled.rule);
+  const write = follow(rig.guest.write(0, 512, 0x22));
+  await rig.clock.advance(1000);
+  assertEquals(await write(), "ETIMEDOUT");
+  const other = await rig.fleece();
+  assertEquals(await rig.guest.write(2 * CLUSTER, 512, 0x33), "ok");
+  assertEquals(await other.view.read(2 * CLUSTER, CLUSTER), OLD);
+  await other.fleecing.stop();
+  stalled.open();
+  assertEquals(await stalledOne.view.read(0, MiB), `11*${MiB}`);
+  await rig.close(stalledOne);
+});
+
 Deno.test("a stop waits for a copy in flight, but guest writes no longer do", async () => {
   const rig = await rigWithData();
   const fleecing = await rig.fleece();
