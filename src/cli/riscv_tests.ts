@@ -1,4 +1,6 @@
-/** `ovis riscv-tests`: the official instruction tests, built by whoever wants to run them. @module */
+/**
+ * `ovis riscv-tests`: the official instruction tests, built by whoever wants to run them. @module
+ */
 
 import type { Program } from "./mod.ts";
 

@@ -1,6 +1,6 @@
 /**
- * Runs one program of the official riscv-tests: a bare ELF file that tells its result by storing to the
- * word that its symbol `tohost` names (riscv-tests, env/p and env/v).
+ * Runs one program of the official riscv-tests: a bare ELF file that tells its result by storing to
+ * the word that its symbol `tohost` names (riscv-tests, env/p and env/v).
  *
  *   1                      passed
  *   (number << 1) | 1      test case `number` failed
@@ -148,7 +148,7 @@ function hex(value: bigint): string {
   return value.toString(16);
 }
 
-// ---- symbols --------------------------------------------------------------------------------------
+// ---- symbols ------------------------------------------------------------------------------------
 
 const SHT_SYMTAB = 2;
 const SECTION_HEADER_BYTES = 64;

@@ -15,7 +15,10 @@ export interface RiscvTestRequest {
 /** From the worker: how it ended. */
 export type RiscvTestResponse = RiscvTestResult;
 
-/** What Deno's `deno.worker` library says of a worker's scope; this project's files see `deno.window`. */
+/**
+ * What Deno's `deno.worker` library says of a worker's scope; this project's files see
+ * `deno.window`.
+ */
 declare const self: {
   onmessage: (event: MessageEvent<RiscvTestRequest>) => void;
   postMessage(response: RiscvTestResponse): void;

@@ -1,6 +1,6 @@
 /**
- * The part of the compiler's interface that build.ts uses. The package's own declarations define global
- * types (u32, ...) that would collide with assembly/types.d.ts.
+ * The part of the compiler's interface that build.ts uses. The package's own declarations define
+ * global types (u32, ...) that would collide with assembly/types.d.ts.
  */
 export interface CompilerHost {
   stdout: { write(chunk: string | Uint8Array): void };

@@ -1,11 +1,11 @@
 /**
- * Compiles the AssemblyScript modules to src/wasm/build/*.wasm, each only when it is out of date: the
- * hash of its options and of every source that can reach it stands beside the result.
+ * Compiles the AssemblyScript modules to src/wasm/build/*.wasm, each only when it is out of date:
+ * the hash of its options and of every source that can reach it stands beside the result.
  *
  *   deno run -A src/wasm/build.ts [--force]
  *
- * Two builds at once are safe: results are written under a temporary name and renamed, and the hash is
- * renamed last, so that a hash never vouches for an older module.
+ * Two builds at once are safe: results are written under a temporary name and renamed, and the hash
+ * is renamed last, so that a hash never vouches for an older module.
  *
  * @module
  */
@@ -31,7 +31,8 @@ const COMPILER_VERSION = "0.28.20";
 const COMMON_OPTIONS = [
   "--importMemory",
   "--sharedMemory",
-  // The largest that wasm32 has: the machine's memory, whatever its size, must fit this declaration.
+  // The largest that wasm32 has: the machine's memory, whatever its size, must fit this
+  // declaration.
   "--maximumMemory",
   "65536",
   "--runtime",
@@ -141,10 +142,11 @@ async function compile(
 }
 
 /**
- * The interpreter's dispatch must be one jump table over all opcodes. AssemblyScript makes one only of a
- * dense, masked u32 operand; any other shape becomes a chain of comparisons, several times slower,
- * without a word. Nor may an accessor of the loop have stayed a call, which would spill every register:
- * the formatter removes @inline from functions, so inlining is left to the optimiser.
+ * The interpreter's dispatch must be one jump table over all opcodes. AssemblyScript makes one only
+ * of a dense, masked u32 operand; any other shape becomes a chain of comparisons, several times
+ * slower, without a word. Nor may an accessor of the loop have stayed a call, which would spill
+ * every register: the formatter removes @inline from functions, so inlining is left to the
+ * optimiser.
  */
 function checkDispatch(text: string, sources: Map<string, string>): string | null {
   const opcodes = sources.get("assembly/hart/opcodes.ts") ?? "";

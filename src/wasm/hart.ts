@@ -1,5 +1,6 @@
 /**
- * Loads hart.wasm: compile once, instantiate per hart, read the layout of the shared memory from it.
+ * Loads hart.wasm: compile once, instantiate per hart, read the layout of the shared memory from
+ * it.
  *
  * @module
  */
@@ -17,7 +18,9 @@ export interface HartImports {
 
 /** What `run` returns: the budget is used up. */
 export const RUN_SLICE_OVER = 0;
-/** The hart waits for an interrupt: sleep until HART_WAKE_WORD changes or nextTimerTicks() passed. */
+/**
+ * The hart waits for an interrupt: sleep until HART_WAKE_WORD changes or nextTimerTicks() passed.
+ */
 export const RUN_WFI = 1;
 /** STOP_WORD or EXIT_WORD is set. */
 export const RUN_STOP = 2;
@@ -32,7 +35,10 @@ export interface HartExports {
   reset(pc: bigint): void;
   /** Executes about `budget` instructions; returns RUN_*. */
   run(budget: number): number;
-  /** Ticks (100 ns) until time alone may raise an interrupt; 2^64-1, which arrives as -1n, for never. */
+  /**
+   * Ticks (100 ns) until time alone may raise an interrupt; 2^64-1, which arrives as -1n, for
+   * never.
+   */
   nextTimerTicks(): bigint;
   /** HART_WAKE_WORD as `run` last read it, before it looked at interrupts: what to wait on. */
   wakeSeen: WebAssembly.Global;

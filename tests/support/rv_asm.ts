@@ -1,6 +1,6 @@
 /**
- * RISC-V instructions by hand: one function an instruction, as far as tests need them. Registers are
- * numbers; a program is an array of 32-bit words (two compressed instructions make one word).
+ * RISC-V instructions by hand: one function an instruction, as far as tests need them. Registers
+ * are numbers; a program is an array of 32-bit words (two compressed instructions make one word).
  *
  * @module
  */

@@ -107,7 +107,9 @@ export class TestHart {
     this.#aside([csrw(number, 31)], value);
   }
 
-  /** Runs words in M mode with x31 = value; returns x31. Everything but their effect is restored. */
+  /**
+   * Runs words in M mode with x31 = value; returns x31. Everything but their effect is restored.
+   */
   #aside(words: number[], value: bigint): bigint {
     const saved = { pc: this.pc(), priv: this.priv(), x31: this.x(31) };
     // Each time at another address: what stood there would be decoded already.

@@ -147,7 +147,8 @@ Deno.test("every compressed encoding either expands to what it abbreviates or is
   const hart = createHart();
   hart.setCsr(CSR.mtvec, RAM + 0x800n);
   hart.load(RAM + 0x800n, [halt]);
-  // Reserved: c.addi4spn 0, c.addiw x0, c.lui 0, c.addi16sp 0, c.lwsp x0, c.ldsp x0, c.jr x0, and holes.
+  // Reserved: c.addi4spn 0, c.addiw x0, c.lui 0, c.addi16sp 0, c.lwsp x0, c.ldsp x0, c.jr x0, and
+  // holes.
   const illegal = [0x0000, 0x0004, 0x2005, 0x6081, 0x6101, 0x4002, 0x6002, 0x8002, 0x8000, 0x9c41];
   illegal.forEach((half, index) => {
     const at = RAM + 0x1000n + BigInt(8 * index);

@@ -2,9 +2,9 @@
  * The A extension. With one hart plain accesses do; with several, WebAssembly's atomics, which are
  * sequentially consistent: more than any acquire or release asks for.
  *
- * LR remembers the address and the value. SC stores only if it names that address and the value is still
- * there, which with several harts one compare-exchange decides. (A value that changed and changed back
- * passes; QEMU does the same.)
+ * LR remembers the address and the value. SC stores only if it names that address and the value is
+ * still there, which with several harts one compare-exchange decides. (A value that changed and
+ * changed back passes; QEMU does the same.)
  */
 
 import { event, EVENT_EXCEPTION } from "./event";
@@ -31,8 +31,8 @@ const AMO_MINU: u32 = 24;
 export function loadReservedWord(rd: u32, rs1: u32): void {
   const address = atomicAddress(getX(rs1), 4, true);
   if (event === EVENT_EXCEPTION) return;
-  // Shifts and no cast: the compiler's optimizer folds a sign extension into the atomic load, which has
-  // no sign-extending form, and so loses it.
+  // Shifts and no cast: the compiler's optimizer folds a sign extension into the atomic load, which
+  // has no sign-extending form, and so loses it.
   const value = <i64> (<u64> atomic.load<u32>(address) << 32) >> 32;
   reserve(rd, address, <u64> value);
 }

@@ -3,25 +3,24 @@
  *
  * The hart's DECODE area holds
  *
- *   + 0                 page table of the cache: u16 a RAM page, slot number + 1, 0 if none
- *   + LONE              a lone instruction: one that straddles two pages, or on a page whose protection is
- *                       not the same all over; it is decoded anew each time
- *   + SLOTS             SLOT_COUNT slots of SLOT_STRIDE bytes:
- *                         + 0   RAM page number (u32) + 1, 0 if the slot is free
- *                         + 16  2048 decoded instructions of 8 bytes, one for every 2 bytes of code
- *                         + ..  OP_PAGE_END
+ *   + 0        page table of the cache: u16 a RAM page, slot number + 1, 0 if none
+ *   + OWNERS   u32 a slot: RAM page number + 1, 0 if the slot is free
+ *   + LONE     a lone instruction: one that straddles two pages, or on a page whose protection
+ *              is not the same all over; it is decoded anew each time
+ *   + SLOTS    SLOT_COUNT slots of SLOT_STRIDE bytes: 2048 decoded instructions of 8 bytes, one for
+ *              every 2 bytes of code, then OP_PAGE_END
  *
- * Slots are taken round robin. Fetch TLBs point into slots, so they are emptied when a slot changes its
- * page.
+ * Slots are taken round robin. Fetch TLBs point into slots, so they are emptied when a slot changes
+ * its page.
  *
- * Coherence. CODE_FLAGS has a byte for each RAM page: 1 while a hart may hold decoded code of it, 2 from
- * the first write after that. A page with flag 1 is in no write TLB, so its next store is noticed, and
- * CODE_WRITES_WORD with it. FENCE.I drops what was written since. With several harts a store by one
- * must be seen by all, whenever it happens: there any page that enters a write TLB gets flag 2 for good,
- * and FENCE.I drops all such pages.
+ * Coherence. CODE_FLAGS has a byte for each RAM page: 1 while a hart may hold decoded code of it, 2
+ * from the first write after that. A page with flag 1 is in no write TLB, so its next store is
+ * noticed, and CODE_WRITES_WORD with it. FENCE.I drops what was written since. With several harts a
+ * store by one must be seen by all, whenever it happens: there any page that enters a write TLB
+ * gets flag 2 for good, and FENCE.I drops all such pages.
  *
- * Whoever writes RAM by other ways (DMA) first writes, then looks at the flag; a hart first sets the
- * flag, then reads the code: one of the two sees the other.
+ * Whoever writes RAM by other ways (DMA) first writes, then looks at the flag; a hart first sets
+ * the flag, then reads the code: one of the two sees the other.
  */
 
 import { decode, makeSlot } from "./decode";
@@ -56,11 +55,12 @@ import {
 const FLAG_DECODED: u32 = 1;
 const FLAG_WRITTEN: u32 = 2;
 
-const LONE: u32 = MAX_RAM_PAGES * 2;
+const PAGE_CODE_BYTES: u32 = 2048 * 8;
+const OWNERS: u32 = MAX_RAM_PAGES * 2;
+const LONE: u32 = OWNERS + 0x2000;
 const SLOTS: u32 = LONE + 64;
-const SLOT_HEAD: u32 = 16;
 /** Not a multiple of 4 KiB, so that slots do not fight for the same cache sets. */
-const SLOT_STRIDE: u32 = SLOT_HEAD + 2048 * 8 + 48;
+const SLOT_STRIDE: u32 = PAGE_CODE_BYTES + 64;
 const SLOT_COUNT: u32 = (DECODE_STRIDE - SLOTS) / SLOT_STRIDE;
 
 /** The slot that is taken next. */
@@ -74,6 +74,10 @@ function slotAddress(index: u32): u32 {
   return decodeBase() + SLOTS + index * SLOT_STRIDE;
 }
 
+function ownerAddress(index: u32): u32 {
+  return decodeBase() + OWNERS + (index << 2);
+}
+
 function tableEntry(ramPage: u32): u32 {
   return decodeBase() + (ramPage << 1);
 }
@@ -85,8 +89,8 @@ export function currentFetchTlb(): u32 {
 }
 
 /**
- * Address of the decoded instruction at `pc`, or 0 with an exception raised. Fills the fetch TLB, so that
- * the loop finds the page by itself next time.
+ * Address of the decoded instruction at `pc`, or 0 with an exception raised. Fills the fetch TLB,
+ * so that the loop finds the page by itself next time.
  */
 export function findCode(pc: u64): u32 {
   const entry = currentFetchTlb() + (<u32>(pc >> TLB_SHIFT) & TLB_MASK);
@@ -103,21 +107,27 @@ export function findCode(pc: u64): u32 {
 /** First decoded instruction of a RAM page, which gets a slot if it has none. */
 function codeOfPage(ramPage: u32): u32 {
   const known = load<u16>(tableEntry(ramPage));
-  if (known !== 0) return slotAddress(known - 1) + SLOT_HEAD;
+  if (known !== 0) return slotAddress(known - 1);
 
   const index = nextSlot;
   nextSlot = index + 1 < SLOT_COUNT ? index + 1 : 0;
+  if (dropSlot(index)) flushFetchTlb();
   const slot = slotAddress(index);
-  if (load<u32>(slot) !== 0) {
-    store<u16>(tableEntry(load<u32>(slot) - 1), 0);
-    flushFetchTlb();
-  }
-  memory.fill(slot + SLOT_HEAD, 0, 2048 * 8);
-  store<u64>(slot + SLOT_HEAD + 2048 * 8, makeSlot(OP_PAGE_END, 0, 0, 0, 0, 0));
-  store<u32>(slot, ramPage + 1);
-  store<u16>(tableEntry(ramPage), <u16> (index + 1));
+  memory.fill(slot, 0, PAGE_CODE_BYTES);
+  store<u64>(slot + PAGE_CODE_BYTES, makeSlot(OP_PAGE_END, 0, 0, 0, 0, 0));
+  store<u32>(ownerAddress(index), ramPage + 1);
+  store<u16>(tableEntry(ramPage), <u16>(index + 1));
   markDecoded(ramPage);
-  return slot + SLOT_HEAD;
+  return slot;
+}
+
+/** Frees a slot; whether it was in use. Fetch TLBs still point to it. */
+function dropSlot(index: u32): bool {
+  const owner = load<u32>(ownerAddress(index));
+  if (owner === 0) return false;
+  store<u32>(ownerAddress(index), 0);
+  store<u16>(tableEntry(owner - 1), 0);
+  return true;
 }
 
 function markDecoded(ramPage: u32): void {
@@ -145,32 +155,30 @@ export function dropStaleCode(): void {
   if (!smp && load<u32>(hart, HART_CODE_WRITES_SEEN) === writes) return;
   store<u32>(hart, writes, HART_CODE_WRITES_SEEN);
   for (let index: u32 = 0; index < SLOT_COUNT; index++) {
-    const slot = slotAddress(index);
-    const owner = load<u32>(slot);
+    const owner = load<u32>(ownerAddress(index));
     if (owner === 0) continue;
     const flag: u32 = CODE_FLAGS + owner - 1;
     if ((atomic.load<u8>(flag) & FLAG_WRITTEN) === 0) continue;
     if (!smp) atomic.store<u8>(flag, 0);
-    store<u32>(slot, 0);
-    store<u16>(tableEntry(owner - 1), 0);
+    dropSlot(index);
   }
   flushFetchTlb();
 }
 
 /** Drops everything: the memory was loaded anew. */
 export function dropAllCode(): void {
-  for (let index: u32 = 0; index < SLOT_COUNT; index++) store<u32>(slotAddress(index), 0);
-  memory.fill(decodeBase(), 0, MAX_RAM_PAGES * 2);
+  for (let index: u32 = 0; index < SLOT_COUNT; index++) dropSlot(index);
   nextSlot = 0;
   flushFetchTlb();
 }
 
 /**
- * Decodes the instruction at `pageOffset` of the page whose first slot is `code`, into its slot; returns 0
- * if it straddles into the next page.
+ * Decodes the instruction at `pageOffset` of the page whose first slot is `code`, into its slot;
+ * returns 0 if it straddles into the next page.
  */
 export function decodeAt(code: u32, pageOffset: u32): u64 {
-  const ram: u32 = RAM_BASE + ((load<u32>(code - SLOT_HEAD) - 1) << 12);
+  const index = (code - slotAddress(0)) / SLOT_STRIDE;
+  const ram: u32 = RAM_BASE + ((load<u32>(ownerAddress(index)) - 1) << 12);
   const low: u32 = load<u16>(ram + pageOffset);
   let bits = low;
   if ((low & 3) === 3) {
@@ -188,7 +196,9 @@ export function decodeStraddling(pc: u64): u32 {
   return event === EVENT_EXCEPTION ? 0 : decodeLone(pc, gpa);
 }
 
-/** Decodes the instruction at `pc`, found at `gpa`, by itself; returns 0 with an exception raised. */
+/**
+ * Decodes the instruction at `pc`, found at `gpa`, by itself; returns 0 with an exception raised.
+ */
 function decodeLone(pc: u64, gpa: u64): u32 {
   let bits: u32 = load<u16>(ramAddress(gpa));
   if ((bits & 3) === 3) {

@@ -2,8 +2,8 @@
  * Control and status registers: access rules and legal values (WARL), one function to read, one to
  * write, one for the six instructions.
  *
- * A CSR that is not here, or not for this mode, raises an illegal instruction exception. After a write
- * that can change interrupts, privilege or translation, the loop is left (EVENT_LEAVE).
+ * A CSR that is not here, or not for this mode, raises an illegal instruction exception. After a
+ * write that can change interrupts, privilege or translation, the loop is left (EVENT_LEAVE).
  */
 
 import { readTime } from "./board/time";
@@ -51,8 +51,8 @@ function illegal(): u64 {
 }
 
 /**
- * CSRRW, CSRRS, CSRRC and their immediate forms. `bits` is the instruction; pc and instret are stored
- * (instret without this instruction). Writes rd unless an exception is raised.
+ * CSRRW, CSRRS, CSRRC and their immediate forms. `bits` is the instruction; pc and instret are
+ * stored (instret without this instruction). Writes rd unless an exception is raised.
  */
 export function executeCsr(bits: u32): void {
   instruction = bits;
@@ -195,7 +195,9 @@ function readMachineCsr(csr: u32): u64 {
   return illegal();
 }
 
-/** mhpmcounter3..31, mhpmevent3..31; tselect and tdata1..3 of a hart without triggers (Sdtrig 5.7). */
+/**
+ * mhpmcounter3..31, mhpmevent3..31; tselect and tdata1..3 of a hart without triggers (Sdtrig 5.7).
+ */
 function isHardwiredZero(csr: u32): bool {
   return (csr >= 0xb03 && csr <= 0xb1f) || (csr >= 0x323 && csr <= 0x33f) ||
     (csr >= 0x7a0 && csr <= 0x7a3);

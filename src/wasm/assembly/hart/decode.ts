@@ -1,7 +1,7 @@
 /**
  * The decoder: a 32-bit instruction to an 8-byte slot (opcodes.ts). What is no instruction of this
- * processor decodes to OP_ILLEGAL, whose imm is the instruction for tval. Compressed instructions are
- * expanded to their 32-bit form first (decode_compressed.ts) and decoded with length 2.
+ * processor decodes to OP_ILLEGAL, whose imm is the instruction for tval. Compressed instructions
+ * are expanded to their 32-bit form first (decode_compressed.ts) and decoded with length 2.
  *
  * Instructions that only write a register, and write x0, become OP_NOP: handlers never test for x0.
  */
@@ -17,8 +17,8 @@ export function makeSlot(opcode: u32, rd: u32, rs1: u32, rs2: u32, imm: u32, len
 }
 
 /**
- * Decodes the instruction whose first half-word is the low half of `bits`, found at `pageOffset` of a
- * page; `isAlone`: it has no page around it (it straddles two), so no jump of it is near.
+ * Decodes the instruction whose first half-word is the low half of `bits`, found at `pageOffset` of
+ * a page; `isAlone`: it has no page around it (it straddles two), so no jump of it is near.
  */
 export function decode(bits: u32, pageOffset: u32, isAlone: bool): u64 {
   if ((bits & 3) !== 3) {
@@ -208,8 +208,8 @@ function decodeFloatStore(bits: u32, length: u32): u64 {
 function decodeFence(bits: u32, length: u32): u64 {
   const funct3 = (bits >> 12) & 7;
   if (funct3 === 0) {
-    // Only a store before a load can be seen out of order by others, on the host as in wasm: the rest
-    // costs nothing. Predecessor and successor sets, each I O R W (Unpriv 2.7).
+    // Only a store before a load can be seen out of order by others, on the host as in wasm: the
+    // rest costs nothing. Predecessor and successor sets, each I O R W (Unpriv 2.7).
     const storesBefore = ((bits >> 24) & 5) !== 0;
     const loadsAfter = ((bits >> 20) & 10) !== 0;
     return makeSlot(storesBefore && loadsAfter ? op.OP_FENCE : op.OP_NOP, 0, 0, 0, 0, length);
@@ -377,7 +377,7 @@ function pick8(i: u32, a: u32, b: u32, c: u32, d: u32, e: u32, f: u32, g: u32, h
   return i < 6 ? (i === 4 ? e : f) : (i === 6 ? g : h);
 }
 
-// ---- floating point: what the loop does itself, in its usual form --------------------------------
+// ---- floating point: what the loop does itself, in its usual form -------------------------------
 
 /** To nearest, or by frm: the loop does both only while frm says to nearest. */
 function isUsualRounding(bits: u32): bool {

@@ -1,10 +1,12 @@
 /**
- * What happened in a helper of the interpreter's loop, besides its result: nothing, an exception, or
- * something after which the loop must be left once the instruction is done.
+ * What happened in a helper of the interpreter's loop, besides its result: nothing, an exception,
+ * or something after which the loop must be left once the instruction is done.
  */
 
 export const EVENT_NONE: u32 = 0;
-/** The instruction raises exception `cause` with `tval`: it has done nothing and does not retire. */
+/**
+ * The instruction raises exception `cause` with `tval`: it has done nothing and does not retire.
+ */
 export const EVENT_EXCEPTION: u32 = 1;
 /** The instruction retires; then interrupts, privilege or translation may have changed. */
 export const EVENT_LEAVE: u32 = 2;

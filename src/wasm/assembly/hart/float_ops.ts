@@ -1,6 +1,6 @@
 /**
- * F and D (Unpriv 21, 22): everything but loads and stores. Operands are taken apart and NaN-boxed here;
- * the arithmetic is float/.
+ * F and D (Unpriv 21, 22): everything but loads and stores. Operands are taken apart and NaN-boxed
+ * here; the arithmetic is float/.
  */
 
 import { CAUSE_ILLEGAL_INSTRUCTION, raiseException } from "./event";

@@ -21,8 +21,8 @@ export function mulhsu(a: u64, b: u64): u64 {
   return mulhu(a, b) - (<i64> a < 0 ? b : 0);
 }
 
-// Division (Unpriv 13.2): by zero gives all ones and the dividend; the one overflow gives the dividend
-// and 0. WebAssembly would trap on both.
+// Division (Unpriv 13.2): by zero gives all ones and the dividend; the one overflow gives the
+// dividend and 0. WebAssembly would trap on both.
 
 export function div(a: u64, b: u64): u64 {
   if (b + 1 <= 1) return b === 0 ? ~0 : 0 - a;

@@ -5,8 +5,8 @@
  * comparison that also catches misalignment. Everything else comes here: misses, misaligned and
  * page-crossing accesses, devices, protected pages, stores to pages that hold decoded code.
  *
- * Only RAM pages enter a TLB, for as much as their mapping, protection and A/D bits allow now. A page
- * with decoded code enters a write table only after its first store was noticed.
+ * Only RAM pages enter a TLB, for as much as their mapping, protection and A/D bits allow now. A
+ * page with decoded code enters a write table only after its first store was noticed.
  */
 
 import { mmioLoad, mmioStore } from "./board/mmio";
@@ -105,14 +105,16 @@ function raiseAccessFault(va: u64, access: u32): void {
   else raiseException(CAUSE_STORE_ACCESS, va);
 }
 
-/** How often a walk that lost a race for a PTE is repeated, before the fault is left to the guest. */
+/**
+ * How often a walk that lost a race for a PTE is repeated, before the fault is left to the guest.
+ */
 const WALK_ATTEMPTS: u32 = 16;
 /** The last walk found a PTE that another hart changed before its A or D bit was set. */
 let hasLostRace: bool = false;
 
 /**
- * Guest physical address of `va` for an `access` of `priv`; raises a page or access fault, and then the
- * result means nothing. PMP is not checked for the access itself.
+ * Guest physical address of `va` for an `access` of `priv`; raises a page or access fault, and then
+ * the result means nothing. PMP is not checked for the access itself.
  */
 export function translate(va: u64, access: u32, priv: u32): u64 {
   const satp = getCsr(SATP);
@@ -183,8 +185,9 @@ function isLeafAllowed(pte: u64, access: u32, priv: u32): bool {
 }
 
 /**
- * A and D: set by us under menvcfg.ADUE (Svadu), else their absence is a page fault (Svade). The PTE is
- * swapped atomically: another hart may be changing it. Returns whether the translation stands.
+ * A and D: set by us under menvcfg.ADUE (Svadu), else their absence is a page fault (Svade). The
+ * PTE is swapped atomically: another hart may be changing it. Returns whether the translation
+ * stands.
  */
 function updateAccessed(pteGpa: u64, pte: u64, access: u32, va: u64): bool {
   const wanted = pte | PTE_A | (access === ACCESS_WRITE ? PTE_D : 0);
@@ -223,8 +226,8 @@ function fillTlb(table: u32, va: u64, gpa: u64): void {
 }
 
 /**
- * Address in this memory of readable RAM at `va`, or 0: then it is a device (`missGpa` says where) or
- * an exception was raised. The access stays within a page.
+ * Address in this memory of readable RAM at `va`, or 0: then it is a device (`missGpa` says where)
+ * or an exception was raised. The access stays within a page.
  */
 function readAddress(va: u64, size: u32): u32 {
   const table = currentTlb();

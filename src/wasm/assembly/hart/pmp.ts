@@ -1,8 +1,9 @@
 /**
  * Physical memory protection (Priv 3.7): 16 entries, grain 4 bytes, all three address modes, locks.
  *
- * Entries are read where they are stored: looking at them happens on a TLB miss only. A page that one
- * entry covers whole, or none touches, may enter a TLB; on any other page every access is checked.
+ * Entries are read where they are stored: looking at them happens on a TLB miss only. A page that
+ * one entry covers whole, or none touches, may enter a TLB; on any other page every access is
+ * checked.
  */
 
 import { getCsr, hart, PMP_COUNT, PMPADDR, PMPCFG, PRIV_M } from "./state";
@@ -16,7 +17,9 @@ export const ACCESS_READ: u32 = 1;
 export const ACCESS_WRITE: u32 = 2;
 export const ACCESS_EXECUTE: u32 = 4;
 
-/** Bounds of the entry that `loadEntry` looked at last: [entryStart, entryEnd), empty if it is off. */
+/**
+ * Bounds of the entry that `loadEntry` looked at last: [entryStart, entryEnd), empty if it is off.
+ */
 let entryStart: u64 = 0;
 let entryEnd: u64 = 0;
 

@@ -1,14 +1,14 @@
 /**
- * The run loop of a hart: slices of the interpreter's loop, and between them whatever others want of the
- * hart.
+ * The run loop of a hart: slices of the interpreter's loop, and between them whatever others want
+ * of the hart.
  *
  *   run(budget)
  *     slice: stop word, machine's end, starts, other harts' requests, interrupt lines
- *       turn: take an interrupt if one may be taken; execute until the slice is used up or something
- *             happened that can change which interrupts may be taken
+ *       turn: take an interrupt if one may be taken; execute until the slice is used up or
+ *             something happened that can change which interrupts may be taken
  *
- * A turn counts as one instruction beside those it retired, so that a guest that does nothing but trap
- * comes to the end of its slice too.
+ * A turn counts as one instruction beside those it retired, so that a guest that does nothing but
+ * trap comes to the end of its slice too.
  */
 
 import { resumeHart } from "./board/run_state";
@@ -53,8 +53,8 @@ export function bindHart(id: u32): void {
 }
 
 /**
- * The state after a reset (Priv 3.4): M mode, or what the built-in SBI hands to a kernel in S mode. RAM
- * was loaded anew, so nothing decoded is kept.
+ * The state after a reset (Priv 3.4): M mode, or what the built-in SBI hands to a kernel in S mode.
+ * RAM was loaded anew, so nothing decoded is kept.
  */
 export function reset(pc: u64): void {
   const hart = s.hart;

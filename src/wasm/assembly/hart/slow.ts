@@ -1,10 +1,10 @@
 /**
- * A turn of the interpreter: the loop (interpreter.ts), and whatever it leaves to be done here: jumps to
- * pages it does not know, accesses that miss the TLB, atomics, CSRs, floating point that needs a second
- * look, privileged instructions, traps.
+ * A turn of the interpreter: the loop (interpreter.ts), and whatever it leaves to be done here:
+ * jumps to pages it does not know, accesses that miss the TLB, atomics, CSRs, floating point that
+ * needs a second look, privileged instructions, traps.
  *
- * pc and instret are in memory exactly when the turn is over and when an instruction runs that can look
- * at them.
+ * pc and instret are in memory exactly when the turn is over and when an instruction runs that can
+ * look at them.
  */
 
 import * as atomics from "./atomics";
@@ -72,7 +72,9 @@ let ending: u32 = 0;
 
 const FLOAT_BOX: u64 = 0xffff_ffff_0000_0000;
 
-/** Executes about `budget` instructions from the pc in memory on; returns TURN_OVER or SLICE_OVER. */
+/**
+ * Executes about `budget` instructions from the pc in memory on; returns TURN_OVER or SLICE_OVER.
+ */
 export function runTurn(budget: i32): u32 {
   ending = TURN_OVER;
   instretEnd = getInstret() + <u64>budget;
@@ -82,7 +84,7 @@ export function runTurn(budget: i32): u32 {
   return ending;
 }
 
-// ---- ways to go on, and to end --------------------------------------------------------------------
+// ---- ways to go on, and to end ------------------------------------------------------------------
 
 /** Goes on at `pc`; false if the turn is over instead. */
 function jumpTo(pc: u64): bool {
@@ -137,7 +139,7 @@ function storePosition(): void {
   setInstret(instretEnd - <i64>stopLeft - 1);
 }
 
-// ---- what the loop left -----------------------------------------------------------------------------
+// ---- what the loop left -------------------------------------------------------------------------
 
 /** Executes stopSlot; false if the turn is over. */
 function executeSlow(): bool {
@@ -180,7 +182,10 @@ function addressOf(low: u32): u64 {
   return getX((low >> 11) & 31) + <u64>(<i64>stopSlot >> 32);
 }
 
-/** Loads and stores of integer registers. Opcodes are in the order of funct3: log2 of the size, sign. */
+/**
+ * Loads and stores of integer registers. Opcodes are in the order of funct3: log2 of the size,
+ * sign.
+ */
 function accessMemory(opcode: u32, low: u32): bool {
   const va = addressOf(low);
   if (opcode >= op.OP_SB) {
@@ -261,7 +266,7 @@ function executeRare(opcode: u32, low: u32, bits: u32): bool {
   }
 }
 
-// ---- privileged instructions ------------------------------------------------------------------------
+// ---- privileged instructions --------------------------------------------------------------------
 
 /** From S mode the built-in SBI answers, where there is one: then ECALL retires. */
 function executeEcall(): bool {

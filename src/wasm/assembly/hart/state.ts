@@ -1,9 +1,9 @@
 /**
  * The state of one hart, in its block of the shared memory, and the accessors for it.
  *
- * An instance of the module serves one hart: `bind` says which. What stands here as a mutable global
- * is the instance's own (every instance has its own globals); what outlives the instance, or what
- * others look at, is in memory.
+ * An instance of the module serves one hart: `bind` says which. What stands here as a mutable
+ * global is the instance's own (every instance has its own globals); what outlives the instance, or
+ * what others look at, is in memory.
  *
  *   hart + 0x000  words shared with other threads     (layout.ts)
  *        + 0x100  x0..x31; x0 is never written
@@ -13,8 +13,8 @@
  *        + 0x1000 data TLBs: 4 contexts x (read, write)
  *        + ...    fetch TLBs: one a privilege mode
  *
- * Between `run` calls, pc, privilege and instret in memory are exact. Inside the interpreter's loop pc
- * and instret live in locals and are stored before anything that can look at them.
+ * Between `run` calls, pc, privilege and instret in memory are exact. Inside the interpreter's loop
+ * pc and instret live in locals and are stored before anything that can look at them.
  */
 
 import {
@@ -139,7 +139,9 @@ export const TLB_BYTES: u32 = 16 << TLB_BITS;
 /** Byte offset of an entry: (va >> TLB_SHIFT) & TLB_MASK. */
 export const TLB_SHIFT: u32 = 12 - 4;
 export const TLB_MASK: u32 = TLB_BYTES - 16;
-/** A context has a read table and a write table: {u64 page, u32 address of the page - (u32) page}. */
+/**
+ * A context has a read table and a write table: {u64 page, u32 address of the page - (u32) page}.
+ */
 export const TLB_BASE: u32 = 0x1000;
 export const TLB_WRITE: u32 = TLB_BYTES;
 export const TLB_CONTEXT_STRIDE: u32 = 2 * TLB_BYTES;
@@ -230,9 +232,9 @@ export function flushFetchTlb(): void {
 }
 
 /**
- * Forgets the translation of one page. Entries hold 4 KiB of whatever page size the mapping had, so a
- * superpage could have left several: then everything goes (Priv 12.2.1: any address of the superpage
- * names it). ASIDs are not implemented (satp.ASID reads 0), so `asid` decides nothing.
+ * Forgets the translation of one page. Entries hold 4 KiB of whatever page size the mapping had, so
+ * a superpage could have left several: then everything goes (Priv 12.2.1: any address of the
+ * superpage names it). ASIDs are not implemented (satp.ASID reads 0), so `asid` decides nothing.
  */
 export function flushTlbPage(va: u64, _asid: u64): void {
   if (superpagesCached) {
@@ -246,7 +248,9 @@ export function flushTlbPage(va: u64, _asid: u64): void {
   }
 }
 
-/** Whether a TLB may hold parts of a superpage whose flush by any of its addresses must catch all. */
+/**
+ * Whether a TLB may hold parts of a superpage whose flush by any of its addresses must catch all.
+ */
 export let superpagesCached: bool = true;
 
 export function noteSuperpage(): void {

@@ -1,5 +1,6 @@
 /**
- * Traps and returns from them (Priv 3.1.6.1, 3.3.2, 10.1.1): which mode takes a trap, what it finds.
+ * Traps and returns from them (Priv 3.1.6.1, 3.3.2, 10.1.1): which mode takes a trap, what it
+ * finds.
  *
  * All of these work on the state in memory: whoever calls has stored pc and instret.
  */
@@ -103,7 +104,9 @@ export function isInterruptPending(): bool {
   return (readMip() & getCsr(MIE)) !== 0;
 }
 
-/** Takes the interrupt of the highest priority that may be taken now; returns whether there was one. */
+/**
+ * Takes the interrupt of the highest priority that may be taken now; returns whether there was one.
+ */
 export function takeInterrupt(): bool {
   const pending = readMip() & getCsr(MIE);
   if (pending === 0) return false;
