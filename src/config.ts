@@ -19,7 +19,7 @@ const OriginSchema = z.string().refine((text) => {
 }, { error: URL_ERROR });
 
 /** The settings and what is allowed in them. */
-export const SettingsSchema = z.strictObject({
+const SettingsSchema = z.strictObject({
   host: z.string().min(1).default("127.0.0.1"),
   port: z.int().min(0).max(65535).default(8080),
   data: z.string().min(1),
@@ -44,14 +44,36 @@ export const SettingsSchema = z.strictObject({
   }
 });
 
-/** The settings of a service. */
-export type Settings = z.output<typeof SettingsSchema>;
+/** The settings of a service, checked and complete. */
+export interface Settings {
+  /** The address that HTTP listens on, or a name of it. */
+  host: string;
+  /** The port that HTTP listens on; 0: any free one. */
+  port: number;
+  /** The data folder. */
+  data: string;
+  /** What requests must carry, instead of the token kept in the data folder; null: that one. */
+  token: string | null;
+  /** False: no token is asked for. Then both addresses must be loopback ones. */
+  auth: boolean;
+  /** The address that the machines' NBD servers listen on, each on a port of its own. */
+  nbdHost: string;
+  /** The origin by which clients reach the service; null: what each request says. */
+  publicUrl: string | null;
+  /** Host names, without port, to answer to beside IP addresses and localhost. */
+  allowHosts: string[];
+  /** Origins of web pages that may call, beside the service's own. */
+  allowOrigins: string[];
+  /** The least important log lines that are written. */
+  logLevel: "debug" | "info" | "warning" | "error";
+}
 
 /** Settings as they are given: any may be missing. */
 export type PartialSettings = { [K in keyof Settings]?: unknown };
 
 /** Settings that can't be used. */
 export class SettingsError extends Error {
+  /** What stands before the message when it is printed. */
   override readonly name = "SettingsError";
 }
 

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Logger } from "@logtape/logtape";
+import type { Log } from "../vm/log.ts";
 import type { Service } from "../vm/service.ts";
 import type { AccessPolicy } from "./access.ts";
 import type { Authenticator } from "./auth.ts";
@@ -22,18 +22,25 @@ import { SocketSet } from "./sockets.ts";
 
 /** What the face needs. */
 export interface AppOptions {
+  /** What the face shows. */
   service: Service;
+  /** Which hosts and origins may call. */
   access: AccessPolicy;
+  /** Checks tokens, issues tickets. */
   auth: Authenticator;
-  log: Logger;
+  /** Gets a child named `http`. */
+  log: Log;
+  /** The program's version, for /v1/info and the OpenAPI document. */
   version: string;
   /** How clients reach the service, where that differs from what their requests say. */
   publicUrl: string | null;
+  /** Carries an NBD session between a WebSocket and a machine's worker. */
   relayWebSocket: RelayWebSocket;
 }
 
 /** The face. */
 export interface App {
+  /** Answers a request; never rejects. */
   handle: (request: Request) => Promise<Response>;
   /** Ends what would go on for ever: followed logs and WebSockets. */
   stop: () => void;

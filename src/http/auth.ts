@@ -19,6 +19,7 @@ const TICKET_PREFIX = "base64url.bearer.authorization.";
 /** Decides whether a request may pass. */
 export class Authenticator {
   readonly #digest: Uint8Array | null;
+  /** The tickets that it accepts in place of the token. */
   readonly tickets: TicketBook;
 
   /** `token` null: everybody may pass. */
@@ -68,9 +69,11 @@ export function offeredProtocols(request: Request): string[] {
 
 /** A ticket as its holder sees it. */
 export interface Ticket {
+  /** 32 characters of base64url. */
   ticket: string;
   /** The subprotocol that carries it. */
   protocol: string;
+  /** limits.ticketLifeMs after it was issued. */
   expiresAt: Date;
 }
 
@@ -80,6 +83,7 @@ export class TicketBook {
   /** In the order of their making, so the oldest first. Keys are digests: lookups leak nothing. */
   readonly #tickets = new Map<string, { subject: string; expiresMs: number }>();
 
+  /** `now`: milliseconds, as Date.now; tests give a clock of their own. */
   constructor(now: () => number = Date.now) {
     this.#now = now;
   }

@@ -11,8 +11,11 @@ import type { Machine } from "../vm/machine.ts";
 
 /** A part of an export. */
 export interface ExportRange {
+  /** The export's name, which exists. */
   exportName: string;
+  /** First byte, within the export. */
   offset: number;
+  /** Bytes, from 0 to the end of the export. */
   length: number;
 }
 

@@ -28,6 +28,7 @@ export class Metrics {
     registers: [this.#registry],
   });
 
+  /** Figures of the service and its sockets are taken when they are asked for. */
   constructor(service: Service, sockets: SocketSet) {
     const registers = [this.#registry];
     new Gauge({

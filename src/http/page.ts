@@ -10,8 +10,11 @@ import { HttpError } from "./problem.ts";
 
 /** Where items come from and how they look. */
 export interface PageSource<T, D> {
+  /** Up to `limit` items whose names come after `after`, ordered by name. */
   list: (options: { after: string; limit: number }) => T[];
+  /** The name by which the list is ordered, unique in it. */
   nameOf: (item: T) => string;
+  /** An item as its reader sees it. */
   describe: (item: T) => D;
 }
 

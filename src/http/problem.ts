@@ -7,6 +7,7 @@
 
 import { z } from "@hono/zod-openapi";
 import { ServiceError, type ServiceErrorCode, toServiceError } from "../vm/errors.ts";
+import type { SchemaOf } from "./zod_types.ts";
 
 /** What is wrong with a request before the service sees it. */
 export type HttpErrorCode =
@@ -68,7 +69,7 @@ const PROBLEMS: Record<ProblemCode, { status: number; title: string }> = {
 const CODES = Object.keys(PROBLEMS) as [ProblemCode, ...ProblemCode[]];
 
 /** A problem as JSON. */
-export const ProblemSchema = z.object({
+export const ProblemSchema: SchemaOf<Problem> = z.object({
   type: z.string().describe("urn:ovis:problem:CODE"),
   title: z.string().describe("What kind of problem it is, in words"),
   status: z.int(),
@@ -82,15 +83,42 @@ export const ProblemSchema = z.object({
     .describe("rangeForbidden: the first area that may not be read"),
 }).openapi("Problem");
 
-/** A problem. */
-export type Problem = z.infer<typeof ProblemSchema>;
+/** A problem (RFC 9457, section 3.1), with the members that are ours. */
+export interface Problem {
+  /** urn:ovis:problem:CODE */
+  type: string;
+  /** What kind of problem it is, in words; one for each code. */
+  title: string;
+  /** The HTTP status of the answer. */
+  status: number;
+  /** What kind of problem it is, for programs. */
+  code: ProblemCode;
+  /** What happened this time, for people. */
+  detail: string;
+  /** With invalidRequest: each value that was refused. */
+  errors?: ProblemEntry[] | undefined;
+  /** With rangeForbidden: the first area that may not be read, in bytes. */
+  range?: { offset: number; length: number } | undefined;
+}
+
+/** One refused value. */
+export interface ProblemEntry {
+  /** Where it stands: a JSON pointer after `#` in a body, else `path/NAME` or `query/NAME`. */
+  pointer: string;
+  /** What is wrong with it. */
+  detail: string;
+}
 
 /** An error of the HTTP edge. */
 export class HttpError extends Error {
+  /** What stands before the message when it is printed. */
   override readonly name = "HttpError";
+  /** The values that were refused: with invalidRequest only. */
   readonly errors: Problem["errors"];
+  /** Headers that the answer needs beside the body, as `allow` or `content-range`. */
   readonly headers: Record<string, string>;
 
+  /** `message` is for people and reaches clients as the problem's `detail`. */
   constructor(
     readonly code: HttpErrorCode,
     message: string,

@@ -10,7 +10,7 @@
 
 import { OpenAPIHono, type RouteConfig, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
-import type { Logger } from "@logtape/logtape";
+import type { Log } from "../vm/log.ts";
 import {
   type AccessPolicy,
   answerPreflight,
@@ -29,34 +29,45 @@ import {
   ProblemSchema,
   statusOf,
 } from "./problem.ts";
+import type { Parsed, Schema } from "./zod_types.ts";
 
 /** How a route is answered when all goes well. */
 export interface Answer {
+  /** The HTTP status. */
   status: number;
+  /** What it means, for the OpenAPI document. */
   description: string;
   /** The body: JSON of a schema, or bytes of a media type. */
-  body?: z.ZodType | string;
+  body?: Schema | string;
 }
 
 /** A route. */
 export interface Route<
-  P extends z.ZodType = z.ZodType,
-  Q extends z.ZodType = z.ZodType,
-  B extends z.ZodType = z.ZodType,
+  P extends Schema = Schema,
+  Q extends Schema = Schema,
+  B extends Schema = Schema,
 > {
+  /** A `get` route answers HEAD too. */
   method: "get" | "post" | "put" | "delete";
   /** With parameters in braces: `/v1/vms/{vm}`. */
   path: string;
+  /** The group that it stands in in the OpenAPI document. */
   tag: string;
+  /** What it does, in one line of the OpenAPI document. */
   summary: string;
+  /** More about it, in Markdown, for the OpenAPI document. */
   description?: string;
+  /** The schema of the path's parameters; without it none are allowed. */
   params?: P;
+  /** The schema of the query; without it a query is refused. */
   query?: Q;
   /** A JSON body. */
   body?: B;
   /** A body of bytes: what it is. */
   rawBody?: string;
+  /** How it is answered when all goes well, for the OpenAPI document. */
   answers: Answer[];
+  /** What else it can answer with, beside what stands in front of every handler. */
   problems: ProblemCode[];
   /**
    * Who may call: default `token`. A handler of `ticket` routes checks itself: it knows the
@@ -68,11 +79,15 @@ export interface Route<
 }
 
 /** What a handler gets: everything was validated. */
-export interface Call<P extends z.ZodType, Q extends z.ZodType, B extends z.ZodType> {
+export interface Call<P extends Schema, Q extends Schema, B extends Schema> {
+  /** As it came; its body was read if the route has a schema for it. */
   request: Request;
-  params: z.output<P>;
-  query: z.output<Q>;
-  body: z.output<B>;
+  /** What the schema made of the path's parameters. */
+  params: Parsed<P>;
+  /** What the schema made of the query. */
+  query: Parsed<Q>;
+  /** What the schema made of the body, undefined where the route has none. */
+  body: Parsed<B>;
 }
 
 /** What the router tells about each answered request. */
@@ -85,9 +100,13 @@ export type Observer = (event: {
 
 /** What the router needs. */
 export interface RouterOptions {
+  /** Which hosts and origins may call. */
   access: AccessPolicy;
+  /** Checks the token of each request. */
   auth: Authenticator;
-  log: Logger;
+  /** Gets an error line for every answer from 500 on. */
+  log: Log;
+  /** Called once for each request that a route answered. */
   observe: Observer;
 }
 
@@ -108,6 +127,7 @@ export class Router {
   readonly #idempotency = new IdempotencyBook();
   readonly #methods = new Map<string, Set<string>>();
 
+  /** No route is there yet. */
   constructor(options: RouterOptions) {
     this.#options = options;
     this.#app.openAPIRegistry.registerComponent("securitySchemes", "token", {
@@ -118,11 +138,7 @@ export class Router {
   }
 
   /** Adds a route. */
-  add<
-    P extends z.ZodType = z.ZodObject,
-    Q extends z.ZodType = z.ZodObject,
-    B extends z.ZodType = z.ZodUndefined,
-  >(
+  add<P extends Schema = Schema, Q extends Schema = Schema, B extends Schema = Schema>(
     route: Route<P, Q, B>,
     handler: (call: Call<P, Q, B>) => Promise<Response> | Response,
   ): void {
@@ -177,7 +193,7 @@ export class Router {
     });
   }
 
-  #answer<P extends z.ZodType, Q extends z.ZodType, B extends z.ZodType>(
+  #answer<P extends Schema, Q extends Schema, B extends Schema>(
     route: Route<P, Q, B>,
     context: Context,
     handler: (call: Call<P, Q, B>) => Promise<Response> | Response,
@@ -188,7 +204,7 @@ export class Router {
       const params = parse(route.params, context.req.param(), "path");
       const query = parse(route.query, context.req.query(), "query");
       if (route.body === undefined) {
-        return await handler({ request, params, query, body: undefined as z.output<B> });
+        return await handler({ request, params, query, body: undefined as Parsed<B> });
       }
       const bytes = await readJsonBytes(request);
       const body = parse(route.body, parseJson(bytes), "body");
@@ -242,13 +258,13 @@ export function noContent(): Response {
   return new Response(null, { status: 204 });
 }
 
-function parse<S extends z.ZodType>(
+function parse<S extends Schema>(
   schema: S | undefined,
   value: unknown,
   place: "path" | "query" | "body",
-): z.output<S> {
+): Parsed<S> {
   const result = (schema ?? z.strictObject({})).safeParse(value);
-  if (result.success) return result.data as z.output<S>;
+  if (result.success) return result.data as Parsed<S>;
   const errors: NonNullable<Problem["errors"]> = result.error.issues.slice(0, ISSUE_COUNT)
     .map(({ path, message }) => ({
       pointer: (place === "body" ? "#" : place) +

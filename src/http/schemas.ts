@@ -1,6 +1,7 @@
 /**
  * The JSON of the API, as zod schemas: they validate what comes in, describe what goes out, and
- * make the OpenAPI document.
+ * make the OpenAPI document. Their types are inferred, since a written one would say everything
+ * twice; `@internal` is for the documentation linter, which asks for written ones.
  *
  * @module
  */
@@ -9,6 +10,7 @@ import { z } from "@hono/zod-openapi";
 import { limits } from "../limits.ts";
 import { EXPORT_NAME_PATTERN, NAME_PATTERN, NAME_RULE } from "../vm/names.ts";
 import { IMAGE_PARTS } from "../vm/store.ts";
+import type { Schema } from "./zod_types.ts";
 
 const MiB = 1024 * 1024;
 const SECTOR_BYTES = 512;
@@ -19,7 +21,11 @@ const CBW_TIMEOUT_SECONDS = 45;
 const CBW_TIMEOUT_SECONDS_MAX = 24 * 3600;
 const BITMAP_NAME_CHARACTERS = 1023;
 
-/** A name that a client chooses. */
+/**
+ * A name that a client chooses.
+ *
+ * @internal
+ */
 export const NameSchema = z.string().regex(NAME_PATTERN, { error: `a name is ${NAME_RULE}` })
   .openapi({ example: "demo" });
 
@@ -41,7 +47,11 @@ const CmdlineSchema = z.string().refine(
   { error: `must be at most ${limits.cmdlineBytes} bytes without control characters` },
 );
 
-/** Query of every list. */
+/**
+ * Query of every list.
+ *
+ * @internal
+ */
 export const PageQuery = z.strictObject({
   limit: z.coerce.number().int().min(1).max(PAGE_SIZE_MAX).default(PAGE_SIZE)
     .describe("How many to list at most"),
@@ -49,28 +59,56 @@ export const PageQuery = z.strictObject({
     .describe("`nextCursor` of the answer before"),
 });
 
-/** A list with its continuation. */
-export function pageOf<S extends z.ZodType>(item: S) {
+/**
+ * A list with its continuation.
+ *
+ * @internal
+ */
+export function pageOf<S extends Schema>(item: S) {
   return z.object({
     items: z.array(item),
     nextCursor: z.string().nullable().describe("Ask again with it as `cursor`; null at the end"),
   });
 }
 
-/** The path of an image. */
+/**
+ * The path of an image.
+ *
+ * @internal
+ */
 export const ImageParams = z.strictObject({ image: NameSchema });
-/** The path of an image's file. */
+/**
+ * The path of an image's file.
+ *
+ * @internal
+ */
 export const ImageFileParams = z.strictObject({ image: NameSchema, part: z.enum(IMAGE_PARTS) });
-/** The path of a machine. */
+/**
+ * The path of a machine.
+ *
+ * @internal
+ */
 export const VmParams = z.strictObject({ vm: NameSchema });
-/** The path of a fleecing. */
+/**
+ * The path of a fleecing.
+ *
+ * @internal
+ */
 export const FleecingParams = z.strictObject({ vm: NameSchema, fleecing: NameSchema });
-/** The path of an export. */
+/**
+ * The path of an export.
+ *
+ * @internal
+ */
 export const ExportParams = z.strictObject({
   export: z.string().regex(EXPORT_NAME_PATTERN, { error: "is not the name of an export" }),
 });
 
-/** An image to be made. */
+/**
+ * An image to be made.
+ *
+ * @internal
+ */
 export const NewImageSchema = z.strictObject({
   name: NameSchema,
   cmdline: CmdlineSchema.default("").describe("The kernel's command line"),
@@ -78,7 +116,11 @@ export const NewImageSchema = z.strictObject({
 
 const ImageFileSchema = z.object({ sizeBytes: z.int(), sha256: z.string() });
 
-/** An image. */
+/**
+ * An image.
+ *
+ * @internal
+ */
 export const ImageSchema = z.object({
   name: z.string(),
   cmdline: z.string(),
@@ -94,7 +136,11 @@ const NewDiskSchema = z.strictObject({
   readOnly: z.boolean().default(false),
 }).openapi("NewDisk");
 
-/** A machine to be made. */
+/**
+ * A machine to be made.
+ *
+ * @internal
+ */
 export const NewVmSchema = z.strictObject({
   name: NameSchema,
   image: NameSchema.describe("`demo` is always there"),
@@ -113,7 +159,11 @@ export const NewVmSchema = z.strictObject({
   start: z.boolean().default(true),
 }).openapi("NewVm");
 
-/** A machine as it stands. */
+/**
+ * A machine as it stands.
+ *
+ * @internal
+ */
 export const VmSchema = z.object({
   name: z.string(),
   state: z.enum([
@@ -140,7 +190,11 @@ export const VmSchema = z.object({
   createdAt: z.iso.datetime(),
 }).openapi("Vm");
 
-/** The query of a console's log. */
+/**
+ * The query of a console's log.
+ *
+ * @internal
+ */
 export const LogQuery = z.strictObject({
   follow: z.enum(["", "1", "true", "0", "false"], { error: "must be true or false" }).optional()
     .transform((value) => value === "" || value === "1" || value === "true")
@@ -148,7 +202,11 @@ export const LogQuery = z.strictObject({
     .describe("Keep the answer open and send what the guest writes as it comes"),
 });
 
-/** A fleecing to be taken. */
+/**
+ * A fleecing to be taken.
+ *
+ * @internal
+ */
 export const NewFleecingSchema = z.strictObject({
   name: NameSchema.optional().describe("Without it: the moment, in UTC"),
   disks: z.array(NameSchema).max(limits.diskCount)
@@ -181,10 +239,18 @@ const ExportFields = {
   content: z.string().describe("HTTP, with ranges"),
 };
 
-/** An export with its addresses. */
+/**
+ * An export with its addresses.
+ *
+ * @internal
+ */
 export const ExportSchema = z.object(ExportFields).openapi("Export");
 
-/** A fleecing with its figures. */
+/**
+ * A fleecing with its figures.
+ *
+ * @internal
+ */
 export const FleecingSchema = z.object({
   name: z.string(),
   vm: z.string(),
@@ -206,7 +272,11 @@ export const FleecingSchema = z.object({
   })),
 }).openapi("Fleecing");
 
-/** The query of a map. */
+/**
+ * The query of a map.
+ *
+ * @internal
+ */
 export const ExtentsQuery = z.strictObject({
   context: z.enum(["allocation", "access"]).default("allocation")
     .describe("What the map shows: where data is, or what may be read"),
@@ -217,7 +287,11 @@ export const ExtentsQuery = z.strictObject({
     .default(limits.extentsPerAnswer),
 });
 
-/** A part of a map. */
+/**
+ * A part of a map.
+ *
+ * @internal
+ */
 export const ExtentsSchema = z.object({
   extents: z.array(z.object({
     offset: z.int(),
@@ -229,14 +303,22 @@ export const ExtentsSchema = z.object({
   nextOffset: z.int().nullable().describe("Ask again from here; null at the end"),
 }).openapi("Extents");
 
-/** A ticket. */
+/**
+ * A ticket.
+ *
+ * @internal
+ */
 export const TicketSchema = z.object({
   ticket: z.string(),
   protocol: z.string().describe("Offer it as a subprotocol beside `nbd`; it is not echoed"),
   expiresAt: z.iso.datetime(),
 }).openapi("Ticket");
 
-/** What the service says about itself. */
+/**
+ * What the service says about itself.
+ *
+ * @internal
+ */
 export const InfoSchema = z.object({
   name: z.literal("ovis"),
   version: z.string(),
@@ -245,5 +327,9 @@ export const InfoSchema = z.object({
   limits: z.record(z.string(), z.number()),
 }).openapi("Info");
 
-/** Whether it lives, or takes work. */
+/**
+ * Whether it lives, or takes work.
+ *
+ * @internal
+ */
 export const HealthSchema = z.object({ status: z.string() }).openapi("Health");

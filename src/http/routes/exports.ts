@@ -33,9 +33,13 @@ export type RelayWebSocket = (socket: WebSocket, port: MessagePort) => Promise<u
 
 /** What the routes need. */
 export interface ExportRouteOptions {
+  /** Makes the addresses that answers name. */
   links: Links;
+  /** Issues tickets, and checks whoever opens a WebSocket. */
   auth: Authenticator;
+  /** Gets every WebSocket that is opened here. */
   sockets: SocketSet;
+  /** Does the work once a WebSocket is open. */
   relayWebSocket: RelayWebSocket;
 }
 
