@@ -6,6 +6,7 @@
 
 /** A bug of ours: an invariant does not hold. */
 export class AssertionError extends Error {
+  /** By which `main.ts` tells a bug from an operating error. */
   override readonly name = "AssertionError";
 }
 

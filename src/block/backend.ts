@@ -51,10 +51,15 @@ export interface OperationStatistics {
 
 /** Counters of a backend, since it was made. */
 export interface BackendStatistics {
+  /** Reads, those of a snapshot included. */
   read: OperationStatistics;
+  /** Writes. */
   write: OperationStatistics;
+  /** Write-zeroes; their bytes are those made zero. */
   writeZeroes: OperationStatistics;
+  /** Discards, those of a snapshot included. */
   discard: OperationStatistics;
+  /** Flushes, which have no bytes. */
   flush: OperationStatistics;
 }
 

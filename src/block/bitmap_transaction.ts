@@ -12,7 +12,9 @@ import type { BlockNode } from "./node.ts";
 
 /** A bitmap by its node and name. */
 export interface BitmapReference {
+  /** The node whose changes the bitmap records. */
   node: BlockNode;
+  /** The bitmap's, unique at its node. */
   name: string;
 }
 

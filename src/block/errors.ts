@@ -23,10 +23,12 @@ export type BlockErrorCode =
 
 /** An operating error of a block node. A bug is an assertion, never one of these. */
 export class BlockError extends Error {
+  /** What stands before the message when it is printed. */
   override readonly name = "BlockError";
   /** The first area that is to blame, where one is: what a reader of a snapshot may not read. */
   readonly range: ByteRange | null;
 
+  /** `message` is for people: it reaches the log, and clients of HTTP and NBD. */
   constructor(
     readonly code: BlockErrorCode,
     message: string,

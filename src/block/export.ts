@@ -9,7 +9,9 @@ import type { MaybePromise } from "./types.ts";
 
 /** One run of a meta context. */
 export interface Extent {
+  /** Bytes, at least 1. */
   length: number;
+  /** 32 bits whose meaning is the context's. */
   flags: number;
 }
 
@@ -30,9 +32,13 @@ export interface MetaContext {
 
 /** A disk as its readers see it. Offsets and lengths were checked by the edge that calls. */
 export interface BlockExport {
+  /** By which clients open it: at most limits.nbdNameBytes of UTF-8. */
   readonly name: string;
+  /** For people (NBD_INFO_DESCRIPTION), "" where there is nothing to say. */
   readonly description: string;
+  /** Does not change while the export stands. */
   readonly sizeBytes: number;
+  /** Writes fail with EPERM. */
   readonly isReadOnly: boolean;
   /** Discards are possible (also where isReadOnly: a fleecing view can be discarded). */
   readonly canDiscard: boolean;
@@ -40,14 +46,18 @@ export interface BlockExport {
   readonly canMultiConn: boolean;
   /** A power of two, 512 to 32 MiB. */
   readonly preferredBlockBytes: number;
+  /** What maps it offers, each under a name of its own. */
   readonly contexts: readonly MetaContext[];
 
+  /** Fills `buffer` with what is at `offset`. */
   read(offset: number, buffer: Uint8Array): MaybePromise<void>;
   /** `flags`: REQ_FUA. */
   write(offset: number, data: Uint8Array, flags: number): MaybePromise<void>;
   /** `flags`: REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK. */
   writeZeroes(offset: number, length: number, flags: number): MaybePromise<void>;
+  /** What the range reads as afterwards is undefined. */
   discard(offset: number, length: number): MaybePromise<void>;
+  /** What was written before, on any connection, is on stable storage afterwards. */
   flush(): MaybePromise<void>;
 }
 
@@ -55,5 +65,6 @@ export interface BlockExport {
 export interface ExportDirectory {
   /** The export of that name, "" being the default one, if this client may open it. */
   find(name: string): BlockExport | undefined;
+  /** Those that this client may open, for NBD_OPT_LIST. */
   list(): Iterable<BlockExport>;
 }

@@ -11,6 +11,7 @@ export class IoVector {
   /** Bytes in all buffers together. */
   readonly length: number;
 
+  /** `buffers`: in the order of the bytes; any may be empty. Kept, not copied. */
   constructor(readonly buffers: readonly Uint8Array[]) {
     let length = 0;
     for (const buffer of buffers) length += buffer.length;

@@ -9,26 +9,37 @@ import type { BlockNode } from "./node.ts";
 
 /** One edge, as its parent sees it. */
 export interface BlockChildInfo {
+  /** The child's name in its parent: "file", "target", "backing". */
   name: string;
+  /** What the parent does with it: see ChildRole. */
   role: string;
+  /** The node that is there now. */
   nodeName: string;
   /** The permissions that the parent uses, by name. */
   permissions: string;
+  /** Those that the parent lets others use, by name. */
   sharedPermissions: string;
 }
 
 /** A node. */
 export interface BlockNodeInfo {
+  /** Unique in the graph. */
   nodeName: string;
+  /** "file", "raw", "copy-before-write" and so on. */
   driver: string;
+  /** The content's size. */
   sizeBytes: number;
+  /** Unit of allocation, null where the driver has none. */
   clusterSizeBytes: number | null;
   /** Bytes taken on the medium, null where nobody knows. */
   allocatedBytes: number | null;
+  /** Refuses writes, whoever asks. */
   isReadOnly: boolean;
+  /** What becomes of discards: see DiscardMode. */
   discard: string;
   /** Who uses it: "node 'x'", "block device 'y'". */
   users: string[];
+  /** The nodes that it uses. */
   children: BlockChildInfo[];
   /** What the driver has to say: paths, limits, what it can't do here. */
   details: Record<string, string | number | boolean | null>;

@@ -12,16 +12,25 @@
  */
 export type MaybePromise<T> = T | Promise<T>;
 
-/** Request flags, named as QEMU's BDRV_REQ_*. Combined with `|`. */
-export const REQ_FUA = 1; // on stable storage before the request completes
-export const REQ_MAY_UNMAP = 2; // write-zeroes may deallocate
-export const REQ_NO_FALLBACK = 4; // write-zeroes fails with ENOTSUP unless it is faster than writing
-export const REQ_WRITE_UNCHANGED = 8; // the write does not change what a reader sees
+// Request flags, named as QEMU's BDRV_REQ_*. Combined with `|`.
 
-/** Block status flags. */
-export const STATUS_DATA = 1; // allocated here and holding data
-export const STATUS_ZERO = 2; // reads as zeroes
-export const STATUS_ALLOCATED = 4; // this node, not its backing node, decides the content
+/** On stable storage before the request completes. */
+export const REQ_FUA = 1;
+/** Write-zeroes may deallocate. */
+export const REQ_MAY_UNMAP = 2;
+/** Write-zeroes fails with ENOTSUP unless it is faster than writing. */
+export const REQ_NO_FALLBACK = 4;
+/** The write does not change what a reader sees. */
+export const REQ_WRITE_UNCHANGED = 8;
+
+// Block status flags. Combined with `|`.
+
+/** Allocated here and holding data. */
+export const STATUS_DATA = 1;
+/** Reads as zeroes. */
+export const STATUS_ZERO = 2;
+/** This node, not its backing node, decides the content. */
+export const STATUS_ALLOCATED = 4;
 
 /** The state of a run that starts at the offset asked for. */
 export interface BlockStatus {
@@ -31,15 +40,23 @@ export interface BlockStatus {
   flags: number;
 }
 
-/** Permissions on a node, named as QEMU's BLK_PERM_*. Combined with `|`. */
+// Permissions on a node, named as QEMU's BLK_PERM_*. Combined with `|`.
+
+/** What is read must make sense as a disk: no job is in the middle of making it. */
 export const PERM_CONSISTENT_READ = 1;
+/** The content may be changed. */
 export const PERM_WRITE = 2;
+/** Writes with REQ_WRITE_UNCHANGED are allowed. */
 export const PERM_WRITE_UNCHANGED = 4;
+/** The size may be changed. */
 export const PERM_RESIZE = 8;
+/** Every permission. */
 export const PERM_ALL = 15;
 
 /** A half-open range of bytes. */
 export interface ByteRange {
+  /** First byte. */
   offset: number;
+  /** Bytes; the range ends before `offset + length`. */
   length: number;
 }

@@ -27,8 +27,11 @@ export function zeroVector(length: number): IoVector {
 
 /** What `writeZeroesByWriting` takes. */
 export interface ZeroWriteOptions {
+  /** First byte. */
   offset: number;
+  /** Bytes, any number. */
   length: number;
+  /** Writes one piece of at most 1 MiB; called in order, one piece at a time. */
   write: (offset: number, zeroes: IoVector) => MaybePromise<void>;
 }
 

@@ -39,10 +39,13 @@ const SYNCHRONOUS_FLUSH_MS = 2;
 
 /** What `FileNode.open` takes. */
 export interface FileNodeOptions extends DiskFileOptions {
+  /** Unique in the graph. */
   nodeName: string;
+  /** "unmap" (holes are punched where that is possible) unless given. */
   discard?: DiscardMode;
   /** Nobody needs the content after this node: flushes, also the one of a close, do nothing. */
   isTemporary?: boolean;
+  /** What times flushes; the system's unless given. */
   clock?: Clock;
 }
 
@@ -57,6 +60,7 @@ interface FileResources {
 
 /** Driver "file". */
 export class FileNode extends BlockNode {
+  /** The file's, without symbolic links. */
   readonly path: string;
   readonly #fd: number;
   readonly #libc: LibC | null;
@@ -113,12 +117,14 @@ export class FileNode extends BlockNode {
     }
   }
 
+  /** By libc into all buffers at once; what that did not do, one by one. */
   protected override doRead(offset: number, target: IoVector): void {
     const done = this.#libc?.read(this.#fd, target.buffers, offset) ?? 0;
     if (done === target.length) return;
     this.#readRest(offset + done, target.slice(done, target.length - done));
   }
 
+  /** By libc from all buffers at once; what that did not do, one by one. */
   protected override doWrite(offset: number, source: IoVector, _flags: number): void {
     this.#unflushedBytes += source.length;
     const done = this.#libc?.write(this.#fd, source.buffers, offset) ?? 0;
@@ -126,6 +132,7 @@ export class FileNode extends BlockNode {
     this.#writeRest(offset + done, source.slice(done, source.length - done));
   }
 
+  /** By a hole or a range of zeroes where the file system has them, else by writing. */
   protected override doWriteZeroes(
     offset: number,
     length: number,
@@ -141,11 +148,15 @@ export class FileNode extends BlockNode {
     return super.doWriteZeroes(offset, length, flags);
   }
 
+  /** Punches a hole; where that can't be done, does nothing. */
   protected override doDiscard(offset: number, length: number): void {
     this.#unflushedBytes += length;
     this.#punchHole(offset, length);
   }
 
+  /**
+   * fdatasync(2): within the call while that is quick, else beside it. Once failed, always fails.
+   */
   protected override doFlush(): MaybePromise<void> {
     if (this.#flushError !== null) throw this.#flushError;
     if (this.isReadOnly || this.#isTemporary) return;
@@ -169,6 +180,7 @@ export class FileNode extends BlockNode {
     return this.#flushBeside(startMs);
   }
 
+  /** Asks for holes (lseek(2), SEEK_DATA) and remembers the last run of data. */
   protected override doBlockStatus(offset: number, length: number): BlockStatus {
     let isData = true;
     let end = Infinity;
@@ -190,6 +202,7 @@ export class FileNode extends BlockNode {
     };
   }
 
+  /** ftruncate(2): what is new reads as zeroes. */
   protected override doResize(sizeBytes: number): void {
     this.#unflushedBytes = Infinity;
     this.#dataEnd = 0;
@@ -201,6 +214,7 @@ export class FileNode extends BlockNode {
     this.setSize(sizeBytes);
   }
 
+  /** Flushes, then closes the file and with it ends its lock, also where the flush failed. */
   protected override doClose(): MaybePromise<void> {
     let flushed: MaybePromise<void>;
     try {
@@ -213,10 +227,12 @@ export class FileNode extends BlockNode {
     this.#release();
   }
 
+  /** Blocks that the file system gave to the file (st_blocks of stat(2)). */
   override get allocatedBytes(): number {
     return fs.fstatSync(this.#fd).blocks * 512;
   }
 
+  /** Its path, whether holes work and why not, and the kind of its lock. */
   override details(): Record<string, string | number | boolean | null> {
     const { libc, unavailable, lock } = this.#resources;
     const none = `unsupported: ${unavailable ?? "by the file system"}`;

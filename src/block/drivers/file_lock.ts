@@ -25,15 +25,21 @@ export type LockKind = "ofd" | "flock" | "none";
 
 /** What `lockFile` takes. */
 export interface LockOptions {
+  /** The open file. */
   fd: number;
+  /** Its path, for flock and for messages. */
   path: string;
+  /** Others may then read it too, and nobody may write it. */
   isReadOnly: boolean;
+  /** null: flock(2) is used. */
   libc: LibC | null;
 }
 
 /** A lock. `end` after the file was closed. */
 export interface FileLock {
+  /** "ofd": QEMU's byte locks; "flock": flock(2); "none": this file can't be locked. */
   kind: LockKind;
+  /** Gives back what the lock holds beside the file. */
   end(): void;
 }
 

@@ -13,7 +13,9 @@ const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = fs.constan
 
 /** What `openDiskFile` takes. */
 export interface DiskFileOptions {
+  /** May be, or go through, symbolic links where the file exists. */
   path: string;
+  /** Opened for reading alone. */
   isReadOnly: boolean;
   /** Makes the file, which must not exist. */
   create?: boolean;
@@ -25,9 +27,11 @@ export interface DiskFileOptions {
 
 /** An open file. */
 export interface DiskFile {
+  /** The caller closes it. */
   fd: number;
   /** Without symbolic links. */
   path: string;
+  /** The file's size when it was opened. */
   sizeBytes: number;
 }
 

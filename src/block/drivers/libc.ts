@@ -58,6 +58,7 @@ const FLOCK_BYTES = 32;
 
 /** A run of a file, from the offset asked for. */
 export interface FileRun {
+  /** False: a hole, which reads as zeroes. */
   isData: boolean;
   /** Where the run ends; Infinity for a hole up to the file's end. */
   end: number;
@@ -90,6 +91,7 @@ export class LibC {
     return { unavailable };
   }
 
+  /** Unloads the library; no call may follow. */
   close(): void {
     this.#library.close();
   }

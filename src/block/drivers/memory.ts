@@ -15,11 +15,15 @@ const ALLOCATED_BYTES_MAX = 256 * 1024 * 1024;
 
 /** What a memory node is made of. */
 export interface MemoryNodeOptions {
+  /** Unique in the graph. */
   nodeName: string;
+  /** The disk's size; it begins as zeroes and takes no memory. */
   sizeBytes: number;
+  /** False unless given. */
   isReadOnly?: boolean;
   /** Most bytes that it may hold: a write beyond fails with ENOSPC. 256 MiB unless given. */
   allocatedBytesMax?: number;
+  /** "unmap" unless given. */
   discard?: DiscardMode;
 }
 
@@ -28,6 +32,7 @@ export class MemoryNode extends BlockNode {
   readonly #chunks = new Map<number, Uint8Array>();
   readonly #allocatedBytesMax: number;
 
+  /** Takes no memory for content yet. */
   constructor(options: MemoryNodeOptions) {
     super({
       nodeName: options.nodeName,
@@ -45,6 +50,7 @@ export class MemoryNode extends BlockNode {
     return this.#chunks.size * CHUNK_BYTES;
   }
 
+  /** Zeroes where no chunk is. */
   protected override doRead(offset: number, target: IoVector): void {
     for (const buffer of target.buffers) {
       for (let done = 0; done < buffer.length;) {
@@ -59,6 +65,7 @@ export class MemoryNode extends BlockNode {
     }
   }
 
+  /** All of it, or ENOSPC and nothing. */
   protected override doWrite(offset: number, source: IoVector, _flags: number): void {
     this.#allocate(offset, source.length);
     for (const buffer of source.buffers) {
@@ -73,6 +80,7 @@ export class MemoryNode extends BlockNode {
     }
   }
 
+  /** Gives back chunks that are zeroed as a whole. */
   protected override doWriteZeroes(offset: number, length: number, _flags: number): void {
     const end = offset + length;
     for (const [index, chunk] of this.#chunksIn(offset, end)) {
@@ -87,10 +95,12 @@ export class MemoryNode extends BlockNode {
     }
   }
 
+  /** The same as zeroes that may be unmapped. */
   protected override doDiscard(offset: number, length: number): void {
     this.doWriteZeroes(offset, length, 0);
   }
 
+  /** A run of chunks that are all there (data) or all missing (zeroes). */
   protected override doBlockStatus(offset: number, length: number): BlockStatus {
     let index = Math.floor(offset / CHUNK_BYTES);
     const isAllocated = this.#chunks.has(index);
@@ -107,6 +117,7 @@ export class MemoryNode extends BlockNode {
     };
   }
 
+  /** What is cut off is zeroed. */
   protected override doResize(sizeBytes: number): void {
     if (sizeBytes < this.sizeBytes) {
       // What is cut off must read as zeroes when the disk grows again.
@@ -115,10 +126,12 @@ export class MemoryNode extends BlockNode {
     this.setSize(sizeBytes);
   }
 
+  /** Gives all chunks back. */
   protected override doClose(): void {
     this.#chunks.clear();
   }
 
+  /** Its limit in bytes. */
   override details(): Record<string, string | number> {
     return { allocatedBytesMax: this.#allocatedBytesMax };
   }

@@ -12,8 +12,11 @@ import { type BlockStatus, STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from "..
 
 /** What a null-co node is made of. */
 export interface NullCoNodeOptions {
+  /** Unique in the graph. */
   nodeName: string;
+  /** The size that it pretends to have. */
   sizeBytes: number;
+  /** False unless given. */
   isReadOnly?: boolean;
   /** Reads return zeroes. */
   readZeroes?: boolean;
@@ -23,6 +26,7 @@ export interface NullCoNodeOptions {
 export class NullCoNode extends BlockNode {
   readonly #readZeroes: boolean;
 
+  /** Any size costs nothing. */
   constructor(options: NullCoNodeOptions) {
     super({
       nodeName: options.nodeName,
@@ -34,22 +38,28 @@ export class NullCoNode extends BlockNode {
     this.#readZeroes = options.readZeroes ?? false;
   }
 
+  /** Zeroes with `readZeroes`; else the buffer stays as it is. */
   protected override doRead(_offset: number, target: IoVector): void {
     if (this.#readZeroes) target.fill(0);
   }
 
+  /** Forgets the data. */
   protected override doWrite(_offset: number, _source: IoVector, _flags: number): void {}
 
+  /** Nothing to do. */
   protected override doWriteZeroes(_offset: number, _length: number, _flags: number): void {}
 
+  /** One run: zeroes with `readZeroes`, else data. */
   protected override doBlockStatus(_offset: number, length: number): BlockStatus {
     return { length, flags: STATUS_ALLOCATED | (this.#readZeroes ? STATUS_ZERO : STATUS_DATA) };
   }
 
+  /** To any size. */
   protected override doResize(sizeBytes: number): void {
     this.setSize(sizeBytes);
   }
 
+  /** How it reads. */
   override details(): Record<string, boolean> {
     return { readZeroes: this.#readZeroes };
   }

@@ -15,7 +15,9 @@ import { type BlockStatus, type MaybePromise, PERM_RESIZE, PERM_WRITE } from "..
 
 /** What a raw node is made of. */
 export interface RawNodeOptions {
+  /** Unique in the graph. */
   nodeName: string;
+  /** The node that holds the bytes. */
   file: BlockNode;
   /** Where the disk starts in `file`. */
   offset?: number;
@@ -23,6 +25,7 @@ export interface RawNodeOptions {
   sizeBytes?: number;
   /** As `file` unless given. */
   isReadOnly?: boolean;
+  /** "unmap" (passed on to `file`) unless given. */
   discard?: DiscardMode;
 }
 
@@ -32,6 +35,7 @@ export class RawNode extends BlockNode {
   readonly #offset: number;
   readonly #hasFixedSize: boolean;
 
+  /** Throws a BlockError (EINVAL) where the part does not lie in `file`. */
   constructor(options: RawNodeOptions) {
     const offset = options.offset ?? 0;
     const sizeBytes = partSize(options.file, offset, options.sizeBytes);
@@ -50,14 +54,17 @@ export class RawNode extends BlockNode {
     this.#file = this.addChild("file", isWhole ? "filtered" : "data", options.file);
   }
 
+  /** The same bytes, `offset` further on in `file`. */
   protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
     return this.#file.node.read(offset + this.#offset, target);
   }
 
+  /** The same bytes, `offset` further on in `file`. */
   protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     return this.#file.node.write(offset + this.#offset, source, flags);
   }
 
+  /** The same range, `offset` further on in `file`. */
   protected override doWriteZeroes(
     offset: number,
     length: number,
@@ -66,18 +73,22 @@ export class RawNode extends BlockNode {
     return this.#file.node.writeZeroes(offset + this.#offset, length, flags);
   }
 
+  /** The same range, `offset` further on in `file`. */
   protected override doDiscard(offset: number, length: number): MaybePromise<void> {
     return this.#file.node.discard(offset + this.#offset, length);
   }
 
+  /** A flush of `file`. */
   protected override doFlush(): MaybePromise<void> {
     return this.#file.node.flush();
   }
 
+  /** What `file` says of the same range. */
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return this.#file.node.blockStatus(offset + this.#offset, length);
   }
 
+  /** Resizes `file`; refused (ENOTSUP) with a fixed size. */
   protected override doResize(sizeBytes: number): MaybePromise<void> {
     if (this.#hasFixedSize) {
       throw new BlockError("ENOTSUP", "Cannot resize fixed-size raw disks");
@@ -88,6 +99,7 @@ export class RawNode extends BlockNode {
     return this.#file.node.resize(sizeBytes + this.#offset);
   }
 
+  /** Without a fixed size it ends where `file` ends. */
   protected override onChildResized(edge: BlockEdge): void {
     if (!this.#hasFixedSize) this.setSize(Math.max(edge.node.sizeBytes - this.#offset, 0));
   }
@@ -99,6 +111,7 @@ export class RawNode extends BlockNode {
     return { perm: (perm & ~changes) | (above.perm & changes), shared };
   }
 
+  /** Where it starts in `file`. */
   override details(): Record<string, number> {
     return { offset: this.#offset };
   }

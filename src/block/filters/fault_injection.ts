@@ -47,6 +47,7 @@ export interface FaultRule {
 
 /** A rule at work. */
 export interface ActiveFaultRule {
+  /** As it was given. */
   readonly rule: FaultRule;
   /** Requests that matched. */
   readonly matchCount: number;
@@ -56,9 +57,13 @@ export interface ActiveFaultRule {
 
 /** What a fault injection node is made of. */
 export interface FaultInjectionNodeOptions {
+  /** Unique in the graph. */
   nodeName: string;
+  /** The node that does the work. */
   file: BlockNode;
+  /** In the order in which they are looked at; none unless given. */
   rules?: readonly FaultRule[];
+  /** What delays are measured by; the system's unless given. */
   clock?: Clock;
 }
 
@@ -68,6 +73,7 @@ export class FaultInjectionNode extends BlockNode {
   readonly #clock: Clock;
   #rules: CountedRule[];
 
+  /** Has the size of `file` and follows it. */
   constructor(options: FaultInjectionNodeOptions) {
     const { file } = options;
     super({
@@ -100,16 +106,19 @@ export class FaultInjectionNode extends BlockNode {
     return this.#rules;
   }
 
+  /** `read` of a rule. */
   protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
     const rule = this.#match("read", offset, target.length);
     return this.#apply(rule, () => this.#file.node.read(offset, target));
   }
 
+  /** `write` of a rule. */
   protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     const rule = this.#match("write", offset, source.length);
     return this.#apply(rule, () => this.#file.node.write(offset, source, flags));
   }
 
+  /** `writeZeroes` of a rule. */
   protected override doWriteZeroes(
     offset: number,
     length: number,
@@ -119,25 +128,30 @@ export class FaultInjectionNode extends BlockNode {
     return this.#apply(rule, () => this.#file.node.writeZeroes(offset, length, flags));
   }
 
+  /** `discard` of a rule. */
   protected override doDiscard(offset: number, length: number): MaybePromise<void> {
     const rule = this.#match("discard", offset, length);
     return this.#apply(rule, () => this.#file.node.discard(offset, length));
   }
 
+  /** `flush` of a rule, whatever its range. */
   protected override doFlush(): MaybePromise<void> {
     const rule = this.#match("flush", 0, Infinity);
     return this.#apply(rule, () => this.#file.node.flush());
   }
 
+  /** `blockStatus` of a rule. */
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     const rule = this.#match("blockStatus", offset, length);
     return this.#apply(rule, () => this.#file.node.blockStatus(offset, length));
   }
 
+  /** No rule applies. */
   protected override doResize(sizeBytes: number): MaybePromise<void> {
     return this.#file.node.resize(sizeBytes);
   }
 
+  /** How many rules there are, used-up ones included. */
   override details(): Record<string, number> {
     return { ruleCount: this.#rules.length };
   }

@@ -12,8 +12,11 @@ import type { ThrottleDirection, ThrottleGroup, ThrottleMember } from "./throttl
 
 /** What a throttle node is made of. */
 export interface ThrottleNodeOptions {
+  /** Unique in the graph. */
   nodeName: string;
+  /** The node that does the work. */
   file: BlockNode;
+  /** Whose limits it keeps, together with the group's other members. */
   group: ThrottleGroup;
 }
 
@@ -23,6 +26,7 @@ export class ThrottleNode extends BlockNode {
   readonly #group: ThrottleGroup;
   readonly #member: ThrottleMember;
 
+  /** Joins the group until it is closed. */
   constructor(options: ThrottleNodeOptions) {
     const { file } = options;
     super({
@@ -44,10 +48,12 @@ export class ThrottleNode extends BlockNode {
     return read.length + write.length;
   }
 
+  /** Waits for its turn as a read of its bytes. */
   protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
     return this.#limited("read", target.length, () => this.#file.node.read(offset, target));
   }
 
+  /** Waits for its turn as a write of its bytes. */
   protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     return this.#limited(
       "write",
@@ -56,6 +62,7 @@ export class ThrottleNode extends BlockNode {
     );
   }
 
+  /** Waits for its turn as a write of the bytes made zero. */
   protected override doWriteZeroes(
     offset: number,
     length: number,
@@ -68,34 +75,42 @@ export class ThrottleNode extends BlockNode {
     );
   }
 
+  /** Waits for its turn as a write of the bytes discarded. */
   protected override doDiscard(offset: number, length: number): MaybePromise<void> {
     return this.#limited("write", length, () => this.#file.node.discard(offset, length));
   }
 
+  /** Not limited. */
   protected override doFlush(): MaybePromise<void> {
     return this.#file.node.flush();
   }
 
+  /** Not limited. */
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return this.#file.node.blockStatus(offset, length);
   }
 
+  /** Not limited. */
   protected override doResize(sizeBytes: number): MaybePromise<void> {
     return this.#file.node.resize(sizeBytes);
   }
 
+  /** Leaves the group. */
   protected override doClose(): void {
     this.#group.leave(this.#member);
   }
 
+  /** Lets go what is held back, so that the drained section can begin. */
   protected override onDrainBegin(): void {
     this.#group.release(this.#member);
   }
 
+  /** Limits apply again. */
   protected override onDrainEnd(): void {
     this.#group.restrict(this.#member);
   }
 
+  /** The group's name, and how many requests are held back now. */
   override details(): Record<string, string | number> {
     return { throttleGroup: this.#group.name, queuedCount: this.queuedCount };
   }

@@ -33,11 +33,17 @@ export interface ThrottleRate {
 
 /** Limits, each optional. A total may not stand beside a limit on reads or writes alone. */
 export interface ThrottleLimits {
+  /** Bytes read and written. */
   bytesTotal?: ThrottleRate;
+  /** Bytes read. */
   bytesRead?: ThrottleRate;
+  /** Bytes written, zeroed or discarded. */
   bytesWrite?: ThrottleRate;
+  /** Requests of either direction. */
   requestsTotal?: ThrottleRate;
+  /** Reads. */
   requestsRead?: ThrottleRate;
+  /** Writes, write-zeroes and discards. */
   requestsWrite?: ThrottleRate;
   /** A larger request counts as several of this size. */
   requestBytes?: number;
@@ -57,8 +63,11 @@ export class ThrottleMember {
   isReleased = false;
 }
 
-interface PendingRequest {
+/** A request that waits for its turn. */
+export interface PendingRequest {
+  /** What it moves, zeroes or discards. */
   bytes: number;
+  /** Starts it; called once, never throws. */
   start: () => void;
 }
 
