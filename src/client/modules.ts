@@ -33,5 +33,6 @@ export async function clientModule(path: string): Promise<string | undefined> {
   const known = CLIENT_MODULES.find((module) => module === path);
   if (known === undefined) return undefined;
   const source = await Deno.readTextFile(new URL(known, ROOT));
-  return stripTypeScriptTypes(source, { mode: "transform" });
+  // The runtime has both of Node's modes, its types only know the other.
+  return stripTypeScriptTypes(source, { mode: "transform" as "strip" });
 }
