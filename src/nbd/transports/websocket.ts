@@ -120,6 +120,8 @@ class Relay {
         this.#socket.send(bytes.subarray(at, at + limits.nbdWebSocketFrameBytes));
       }
       this.#post({ type: "credit", byteCount: bytes.length });
+      // There was room: whatever is buffered now, things are moving.
+      this.#bufferedAmount = Infinity;
     }
     this.#pollForRoom();
   }
