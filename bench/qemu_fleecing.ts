@@ -55,7 +55,7 @@ export async function startQmp(path: string): Promise<QmpClient> {
 
 /** Puts a copy-before-write filter under the guest's disk; returns how to take it out again. */
 export async function freeze(qmp: QmpClient, temporary: string): Promise<() => Promise<void>> {
-  const device = "/machine/peripheral/vblk/virtio-backend";
+  const device = "/machine/peripheral/vblk";
   await qmp.execute("blockdev-add", {
     driver: "raw",
     "node-name": "temp",
