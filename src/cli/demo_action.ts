@@ -12,7 +12,7 @@ import { fetchDebian } from "./image_action.ts";
 import { setUpLogging } from "./logging.ts";
 import { printLine } from "./output.ts";
 import { type RunningService, startService } from "./run_service.ts";
-import { waitForSignal } from "./signals.ts";
+import { INTERRUPTED, waitForSignal } from "./signals.ts";
 
 const MiB = 1024 * 1024;
 const DISK_BYTES = 16 * MiB;
@@ -60,29 +60,45 @@ const DEBIAN_GUEST: DemoGuest = {
   hash: async (console) => hashIn(await console.shell("sha256sum /dev/vda")),
 };
 
-/** Runs the demonstration; throws where the past is not what it was. */
+/** Runs the demonstration; throws where the past is not what it was. Ctrl-C breaks it off. */
 export async function demo(options: DemoOptions): Promise<void> {
   const steps = new Steps();
+  const stopped = waitForSignal();
   const data = await Deno.makeTempDir({ prefix: "ovis-demo-" });
-  const environment = (name: string) => name === "HOME" ? data : undefined;
-  const settings = resolveSettings({
-    flags: { port: 0, data, logLevel: "warning" },
-    environment,
-    file: {},
-  });
-  const running = await startService(settings, await setUpLogging(settings.logLevel));
+  let isBrokenOff = false;
   try {
-    steps.done(`the service runs at ${running.url}`);
-    const client = new Client(running);
-    const guest = await chooseGuest(client, options, steps);
-    await show(client, guest, steps);
-    if (options.keep) await keep(running);
+    const environment = (name: string) => name === "HOME" ? data : undefined;
+    const settings = resolveSettings({
+      flags: { port: 0, data, logLevel: "warning" },
+      environment,
+      file: {},
+    });
+    const running = await startService(settings, await setUpLogging(settings.logLevel));
+    try {
+      steps.done(`the service runs at ${running.url}`);
+      const shown = showAll(running, options, steps);
+      isBrokenOff = await Promise.race([shown.then(() => false), stopped.then(() => true)]);
+      // What it was at fails once the service is gone.
+      if (isBrokenOff) shown.catch(() => {});
+      else if (options.keep) {
+        printLine(`\nThe service stays at ${running.url} until Ctrl-C. Try:`);
+        const { token, url } = running;
+        printLine(`  curl -s -H "authorization: Bearer ${token}" ${url}/v1/vms/${VM}`);
+        await stopped;
+      }
+    } finally {
+      await running.stop();
+    }
   } finally {
-    await running.stop();
     await Deno.remove(data, { recursive: true });
   }
   steps.done("stopped, everything removed");
-  Deno.exit(0);
+  Deno.exit(isBrokenOff ? INTERRUPTED : 0);
+}
+
+async function showAll(running: RunningService, options: DemoOptions, steps: Steps): Promise<void> {
+  const client = new Client(running);
+  await show(client, await chooseGuest(client, options, steps), steps);
 }
 
 async function chooseGuest(client: Client, options: DemoOptions, steps: Steps): Promise<DemoGuest> {
@@ -178,12 +194,6 @@ async function hashDisk(disk: RemoteDisk): Promise<string> {
   } finally {
     await disk.close();
   }
-}
-
-async function keep({ url, token }: RunningService): Promise<void> {
-  printLine(`\nThe service stays at ${url} until Ctrl-C. Try:`);
-  printLine(`  curl -s -H "authorization: Bearer ${token}" ${url}/v1/vms/${VM}`);
-  await waitForSignal();
 }
 
 function hashIn(output: string): string {

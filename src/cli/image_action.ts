@@ -4,8 +4,10 @@ import { join } from "node:path";
 import { defaultDataPath } from "../config.ts";
 import { aptMirror, DEBIAN_KEYRING } from "../image/debian_archive.ts";
 import { type ImageFiles, makeDebianImage } from "../image/debian_image.ts";
+import { ImageError } from "../image/errors.ts";
 import { DataFolder, FolderInUseError } from "../vm/data_folder.ts";
 import { Images } from "../vm/images.ts";
+import { NAME_PATTERN, NAME_RULE } from "../vm/names.ts";
 import { SqliteStore } from "../vm/sqlite_store.ts";
 import { ClientError, openClient } from "./client.ts";
 import { printError, printLine } from "./output.ts";
@@ -37,6 +39,9 @@ interface ImageSink {
 
 /** Makes the image and stores it. */
 export async function pullDebian(options: PullOptions): Promise<void> {
+  if (!NAME_PATTERN.test(options.name)) {
+    throw new ImageError(`--name ${options.name}: a name is ${NAME_RULE}`);
+  }
   const image = await fetchDebian(options);
   const dataPath = options.data ?? Deno.env.get("OVIS_DATA") ??
     defaultDataPath((name) => Deno.env.get(name));

@@ -4,10 +4,7 @@ import { type PartialSettings, resolveSettings, SettingsError } from "../config.
 import { setUpLogging } from "./logging.ts";
 import { printLine } from "./output.ts";
 import { startService } from "./run_service.ts";
-import { waitForSignal } from "./signals.ts";
-
-/** Exit status after a second signal, as shells report an interrupted program. */
-const INTERRUPTED = 130;
+import { INTERRUPTED, waitForSignal } from "./signals.ts";
 
 /**
  * Starts the service and stops it in order at SIGTERM or SIGINT; a second signal ends it at once.

@@ -1,5 +1,8 @@
 /** Being told to stop. @module */
 
+/** Exit status of a program that a signal ended, as shells report it. */
+export const INTERRUPTED = 130;
+
 /** Resolves with the name of the first SIGTERM or SIGINT. */
 export function waitForSignal(): Promise<string> {
   return new Promise((resolve) => {

@@ -78,7 +78,7 @@ function addListAndCreate(vm: Command, client: () => Promise<Client>): void {
   vm.command("create <vm>").description("make a machine and start it")
     .option("--image <image>", "what it boots", "demo")
     .option("--memory <size>", "with K, M, G or T; default 256M", parseSize)
-    .option("--harts <count>", "processors", parseSize)
+    .option("--harts <count>", "processors", parseCount)
     .option("--disk <name:size>", "a disk, may be repeated; default disk0:64M", collectDisk)
     .option("--no-start", "only make it")
     .action(async (name, options) => {
@@ -112,7 +112,10 @@ function addConsole(vm: Command, client: () => Promise<Client>): void {
   vm.command("console <vm>").description("the console in this terminal; Ctrl-] leaves")
     .action(async (name) => {
       const { attachConsole } = await import("./vm_console.ts");
-      await attachConsole((await client()).openWebSocket(`${pathOf(name)}/console`));
+      const service = await client();
+      // A WebSocket that is refused does not say why.
+      await service.call("GET", pathOf(name));
+      await attachConsole(service.openWebSocket(`${pathOf(name)}/console`));
     });
 }
 
@@ -159,6 +162,11 @@ function addFleecings(vm: Command, client: () => Promise<Client>): void {
 
 function pathOf(name: string): string {
   return `/v1/vms/${encodeURIComponent(name)}`;
+}
+
+function parseCount(text: string): number {
+  if (!/^\d+$/.test(text)) throw new InvalidArgumentError("not a number");
+  return Number(text);
 }
 
 /** Bytes of `64M` and the like. */
