@@ -9,28 +9,37 @@ const KiB = 1024;
 const MiB = 1024 * KiB;
 const GiB = 1024 * MiB;
 
+/** Bytes, milliseconds and counts, as each name's end says. */
 export const limits = {
   // machines
   vmCount: 64,
   hartCount: 8,
+  /** RAM of a machine: devices and harts need room beside it in 4 GiB of memory. */
   memoryMinBytes: 8 * MiB,
   memoryMaxBytes: 3584 * MiB,
   diskCount: 8,
   diskMaxBytes: 16 * 1024 * GiB,
+  /** A kernel's command line, in UTF-8. */
   cmdlineBytes: 2048,
+  /** A kernel, initrd or firmware. */
   bootFileBytes: 1 * GiB,
   /** A machine that has not parked its harts by then is marked failed. */
   parkDeadlineMs: 5_000,
   /** Flushing and closing the disks of a machine may take so long. */
   closeDeadlineMs: 30_000,
+  /** What is kept of a machine's console. */
   consoleLogBytes: 1 * MiB,
+  /** Input that the guest has not read yet, beyond which no more is taken. */
   consoleInputBytes: 64 * KiB,
   /** Output on its way from an I/O worker, beyond which it stays in the machine's ring. */
   consoleWindowBytes: 256 * KiB,
 
   // virtio
+  /** Descriptors of a virtqueue, and of one chain (virtio 1.2, 2.7). */
   queueSize: 256,
+  /** Data buffers of one request (seg_max): a chain has a header and a status too. */
   segmentCount: 254,
+  /** Sectors of 512 bytes in one discard or write-zeroes request (virtio 1.2, 5.2.4). */
   discardSectors: 0x400000,
 
   // fleecing
@@ -39,6 +48,7 @@ export const limits = {
   bitmapMemoryBytes: 1 * GiB,
   /** Bits of one bitmap: what fits an unsigned 32-bit index with room to round up. */
   bitmapBits: 2 ** 31,
+  /** A dirty bitmap's name in UTF-8, as in QEMU. */
   bitmapNameBytes: 1023,
   bitmapsPerNode: 64,
   /** Largest min-cluster-size of copy-before-write. */
@@ -48,14 +58,22 @@ export const limits = {
   cbwCopyBytes: 1 * MiB,
 
   // NBD
+  /** A name or another string of the protocol (NBD, "Conventions"). */
   nbdNameBytes: 4096,
+  /** Data of one handshake option that is read. */
   nbdOptionBytes: 64 * KiB,
+  /** Options of one handshake, beyond which the connection ends. */
   nbdOptionCount: 64,
+  /** Meta contexts that one option may name. */
   nbdContextCount: 64,
+  /** Data of one request: the 32 MiB that every server should take (NBD, "Size constraints"). */
   nbdPayloadBytes: 32 * MiB,
+  /** A handshake that took longer ends the connection. */
   nbdHandshakeMs: 10_000,
+  /** Requests of one connection that are worked on, and their bytes; more wait unread. */
   nbdRequestsInFlight: 64,
   nbdBytesInFlight: 64 * MiB,
+  /** Extents of all contexts together in one answer to NBD_CMD_BLOCK_STATUS. */
   nbdExtentsPerReply: 64 * 1024,
   /** Longer options end the connection, options between nbdOptionBytes and this are skipped. */
   nbdOptionSkipBytes: 1 * MiB,
@@ -66,6 +84,7 @@ export const limits = {
   /** A session that ends gives its client this long to take the last replies. */
   nbdCloseMs: 2_000,
   nbdConnectionsPerVm: 256,
+  /** A WebSocket frame of ours: what is fastest into browsers. */
   nbdWebSocketFrameBytes: 256 * KiB,
   /** Unacknowledged bytes between the control isolate and an I/O worker, each way. */
   nbdPortWindowBytes: 4 * MiB,
@@ -76,10 +95,14 @@ export const limits = {
 
   // HTTP
   nameBytes: 64,
+  /** A JSON body, and console input that waits for the guest. */
   requestBodyBytes: 1 * MiB,
   imageFileBytes: 4 * GiB,
+  /** One read of an export through the I/O worker's channel. */
   exportReadBytes: 1 * MiB,
+  /** Runs in one answer about the map of an export. */
   extentsPerAnswer: 1024,
+  /** Tickets: how long each is good, and how many may be unused at a time. */
   ticketLifeMs: 60_000,
   ticketCount: 1024,
 } as const;

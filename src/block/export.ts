@@ -32,7 +32,7 @@ export interface MetaContext {
 
 /** A disk as its readers see it. Offsets and lengths were checked by the edge that calls. */
 export interface BlockExport {
-  /** By which clients open it: at most limits.nbdNameBytes of UTF-8. */
+  /** By which clients open it; at most 4096 bytes of UTF-8 (NBD, "Conventions"). */
   readonly name: string;
   /** For people (NBD_INFO_DESCRIPTION), "" where there is nothing to say. */
   readonly description: string;

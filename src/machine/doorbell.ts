@@ -8,8 +8,8 @@
  * that it sleeps and then looks at the bits. One of the two sees the other. The wake word is read
  * before the bits, so that a ring in between ends the wait at once.
  *
- * A short synchronous wait after each batch was tried: it gives no more requests a second at depth 1
- * than `Atomics.waitAsync`, which wakes within some 5 us, and sockets wait meanwhile.
+ * A short synchronous wait after each batch was tried: it gives no more requests a second at depth
+ * 1 than `Atomics.waitAsync`, which wakes within some 5 us, and sockets wait meanwhile.
  *
  * @module
  */

@@ -19,7 +19,9 @@ export interface DiskConfig {
   name: string;
   /** The file's path, inside the data folder. */
   path: string;
+  /** The file's size, a multiple of 512; checked when it is opened. */
   sizeBytes: number;
+  /** Opened for reading alone, and shown so to the guest (VIRTIO_BLK_F_RO). */
   isReadOnly: boolean;
   /** What the guest sees as the serial number (virtio get-id): at most 20 bytes. */
   serial: string;
@@ -30,18 +32,27 @@ export interface DiskConfig {
  * S mode.
  */
 export interface BootConfig {
+  /** Path of an image as kernel_image.ts knows it; null only where there is a firmware. */
   kernel: string | null;
+  /** Path of the initial RAM disk, null: none. */
   initrd: string | null;
+  /** Path of what starts in M mode in place of the built-in SBI, null: none. */
   firmware: string | null;
+  /** The kernel's command line, at most limits.cmdlineBytes. */
   cmdline: string;
 }
 
 /** Everything an I/O worker needs to know about its machine. */
 export interface MachineConfig {
+  /** The machine's name, for messages. */
   name: string;
+  /** RAM, within limits.memoryMinBytes and memoryMaxBytes. */
   memoryBytes: number;
+  /** From 1 to limits.hartCount. */
   hartCount: number;
+  /** What it starts from, at every start and reset. */
   boot: BootConfig;
+  /** In the order of their virtio devices; at most limits.diskCount. */
   disks: DiskConfig[];
   /** Folder for temporary images of fleecings: emptied by the service at its start. */
   scratchDirectory: string;
@@ -56,17 +67,21 @@ export interface MachineConfig {
 export interface WorkerInit {
   /** Compiled in the control isolate, shared by all workers. */
   modules: { hart: WebAssembly.Module; kernels: WebAssembly.Module };
+  /** The machine's one memory, shared: hart states, devices' registers, rings, RAM. */
   memory: WebAssembly.Memory;
 }
 
 /** What `fleecingStart` takes. All disks are frozen at one moment, between two guest requests. */
 export interface FleecingRequest {
+  /** Unique among the machine's fleecings. */
   name: string;
   /** Names of disks, at least one, none twice. */
   disks: string[];
+  /** What a failed copy breaks: the guest's write, or the view. */
   onCbwError: "break-guest-write" | "break-snapshot";
   /** 0: none. */
   cbwTimeoutSeconds: number;
+  /** Copies are made in units of at least so many bytes: a power of two. */
   minClusterSizeBytes: number;
   /**
    * Only the dirty areas of this bitmap of each disk are protected and readable; null: everything.
@@ -78,16 +93,25 @@ export interface FleecingRequest {
 
 /** One disk of a fleecing, as it stands. */
 export interface FleecingDiskInfo {
+  /** The disk's name in its machine. */
   disk: string;
+  /** By which NBD and HTTP open the view. */
   exportName: string;
+  /** Of the disk. */
   sizeBytes: number;
+  /** The unit of copies. */
   clusterSizeBytes: number;
+  /** Copied aside as data; clusters of zeroes don't count. */
   copiedBytes: number;
+  /** Clusters copied, also those of zeroes. */
   clustersDone: number;
+  /** Clusters that the view protects: all of the disk without a bitmap. */
   clustersTotal: number;
+  /** Reads that were refused: forbidden, discarded, or broken. */
   refusedReads: number;
   /** Time that guest requests waited for copies and for frozen reads, in milliseconds. */
   guestWaitMs: number;
+  /** Room that the copies take in the temporary image. */
   scratchUsedBytes: number;
   /** The first failed copy under break-snapshot: then every read is refused. */
   brokenBy: string | null;
@@ -95,21 +119,29 @@ export interface FleecingDiskInfo {
 
 /** A fleecing, as it stands. */
 export interface FleecingInfo {
+  /** Unique among the machine's fleecings. */
   name: string;
+  /** In the order of the request. */
   disks: FleecingDiskInfo[];
 }
 
 /** One run of an export's map. */
 export interface ExtentInfo {
+  /** First byte of the run. */
   offset: number;
+  /** Bytes, at least 1. */
   length: number;
+  /** As the context defines them: NBD_STATE_* of base:allocation, or 1 for no access. */
   flags: number;
 }
 
 /** Where the machine's NBD server listens. */
 export interface NbdAddresses {
+  /** The address that it is bound to. */
   host: string;
+  /** The TCP port that was chosen. */
   port: number;
+  /** The path of its unix socket. */
   socketPath: string;
 }
 
@@ -122,10 +154,15 @@ export interface IoMethods {
    * state.
    */
   load: { params: Record<string, never>; result: { entryPc: number } };
+  /** Gives bytes to the console's input ring; `accepted`: how many fitted, from the first on. */
   consoleInput: { params: { bytes: Uint8Array<ArrayBuffer> }; result: { accepted: number } };
+  /** Freezes disks; fails as a whole, and then leaves nothing. */
   fleecingStart: { params: FleecingRequest; result: FleecingInfo };
+  /** A fleecing's figures of this moment. */
   fleecingInfo: { params: { name: string }; result: FleecingInfo };
+  /** Cuts readers off, takes the filters out and removes the temporary images. */
   fleecingStop: { params: { name: string }; result: Record<string, never> };
+  /** What an export is, as its readers see it. */
   exportInfo: {
     params: { exportName: string };
     result: { sizeBytes: number; isReadOnly: boolean };
@@ -154,17 +191,22 @@ export interface IoMethods {
   close: { params: Record<string, never>; result: Record<string, never> };
 }
 
+/** The name of a call. */
 export type IoMethod = keyof IoMethods;
 
 /**
  * An error that crosses between isolates. `range`: the first forbidden area, where one is to blame.
  */
 export interface WireError {
+  /** What went wrong, as errno(3) names it. */
   code: BlockErrorCode;
+  /** For people. */
   message: string;
+  /** The first area that may not be read, in bytes. */
   range?: { offset: number; length: number };
 }
 
+/** A call. `id` is chosen by the caller and comes back in the answer. */
 export type IoRequest = {
   [M in IoMethod]: { id: number; method: M; params: IoMethods[M]["params"] };
 }[IoMethod];
@@ -174,6 +216,7 @@ export type IoNotice =
   /** Bytes of console events were taken; beyond a window of untaken ones the guest waits. */
   { type: "consoleTaken"; byteCount: number };
 
+/** The answer to the call with that `id`: its result, or why there is none. */
 export type IoResponse =
   | { type: "response"; id: number; result: IoMethods[IoMethod]["result"] }
   | { type: "response"; id: number; error: WireError };

@@ -24,9 +24,11 @@ import { type ElfImage, readElf } from "./elf.ts";
 
 /** How a test ended. `skipped`: the file is no such test. */
 export interface RiscvTestResult {
+  /** A test that does not end has failed. */
   outcome: "passed" | "failed" | "skipped";
   /** Why, if it did not pass. */
   detail: string;
+  /** Executed, counted in the steps of the runner; 0 if it was skipped. */
   instructions: number;
 }
 

@@ -8,7 +8,9 @@ import { type RiscvTestResult, runRiscvTest } from "./riscv_test.ts";
 
 /** To the worker: a test to run. */
 export interface RiscvTestRequest {
+  /** hart.wasm, compiled. */
   module: WebAssembly.Module;
+  /** The ELF file; its buffer is transferred. */
   bytes: Uint8Array<ArrayBuffer>;
 }
 
