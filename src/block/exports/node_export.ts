@@ -21,8 +21,11 @@ import { allocationContext, dirtyBitmapContext } from "./meta_contexts.ts";
 
 /** What an export of a node is made of. */
 export interface NodeExportOptions {
+  /** By which clients open it. */
   name: string;
+  /** For people; "" unless given. */
   description?: string;
+  /** The node that it shows, part of the graph. */
   nodeName: string;
   /** Without it the export is read-only. */
   isWritable?: boolean;
@@ -40,7 +43,7 @@ export class NodeExport implements BlockExport {
   readonly isReadOnly: boolean;
   readonly canDiscard: boolean;
   readonly canMultiConn = true;
-  readonly preferredBlockBytes = PREFERRED_BLOCK_BYTES;
+  readonly preferredBlockBytes: number = PREFERRED_BLOCK_BYTES;
   readonly contexts: readonly MetaContext[];
   readonly #backend: BlockBackend;
   readonly #unused: (() => void)[];

@@ -17,7 +17,9 @@ import { accessContext, dirtyBitmapContext, snapshotAllocationContext } from "./
 
 /** What an export of a snapshot is made of. */
 export interface SnapshotExportOptions {
+  /** By which clients open it. */
   name: string;
+  /** For people; "" unless given. */
   description?: string;
   /** Part of the graph. */
   node: SnapshotAccessNode;
@@ -35,7 +37,7 @@ export class SnapshotExport implements BlockExport {
   readonly isReadOnly = true;
   readonly canDiscard = true;
   readonly canMultiConn = true;
-  readonly preferredBlockBytes = PREFERRED_BLOCK_BYTES;
+  readonly preferredBlockBytes: number = PREFERRED_BLOCK_BYTES;
   readonly contexts: readonly MetaContext[];
   readonly #backend: BlockBackend;
   readonly #unused: (() => void)[];

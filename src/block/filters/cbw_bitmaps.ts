@@ -33,7 +33,9 @@ export interface CbwBitmapsOptions {
 
 /** See the module's head. */
 export class CbwBitmaps implements Disposable {
+  /** The disk's size; bits beyond it are never set. */
   readonly sizeBytes: number;
+  /** Bytes that a bit stands for, a power of two. */
   readonly clusterSizeBytes: number;
   /** Still to be copied before a write. */
   readonly copy: Bitmap;
@@ -61,6 +63,7 @@ export class CbwBitmaps implements Disposable {
     this.#storage = storage.move();
   }
 
+  /** Gives the memory of all four back. */
   [Symbol.dispose](): void {
     this.#storage.dispose();
   }

@@ -37,10 +37,13 @@ const SPARE_BUFFERS = 4;
 
 /** What a copier works on. */
 export interface ClusterCopierOptions {
+  /** What is still to be copied, and what was; kept up to date here. */
   bitmaps: CbwBitmaps;
   /** The nodes, asked for afresh for each request, since filters come and go. */
   source: () => BlockNode;
+  /** Where copies go: written at the offset that the data has on the disk. */
   target: () => BlockNode;
+  /** The room that copies may take, shared by all disks of a fleecing. */
   budget: ScratchBudget;
   /** False: nothing is to be copied any more. */
   mayCopy: () => boolean;
@@ -69,6 +72,7 @@ export class ClusterCopier {
   readonly #inFlight = new BusyRanges();
   readonly #spareBuffers: Uint8Array[] = [];
 
+  /** Copies nothing until it is asked to. */
   constructor(options: ClusterCopierOptions) {
     this.#options = options;
     this.#bitmaps = options.bitmaps;

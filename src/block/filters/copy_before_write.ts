@@ -211,10 +211,12 @@ export class CopyBeforeWriteNode extends BlockNode {
     this.#end(new BlockError("ESHUTDOWN", "the snapshot was ended"));
   }
 
+  /** The disk's present: passes. */
   protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
     return this.#file.node.read(offset, target);
   }
 
+  /** Waits for the copies of its clusters and for frozen reads there, then passes. */
   protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     if (this.#isFree(offset, source.length, flags)) {
       return this.#file.node.write(offset, source, flags);
@@ -224,6 +226,7 @@ export class CopyBeforeWriteNode extends BlockNode {
     }));
   }
 
+  /** As a write. */
   protected override doWriteZeroes(
     offset: number,
     length: number,
@@ -237,6 +240,7 @@ export class CopyBeforeWriteNode extends BlockNode {
     }));
   }
 
+  /** As a write, unless the disk ignores discards. */
   protected override doDiscard(offset: number, length: number): MaybePromise<void> {
     // What the disk ignores destroys nothing.
     if (this.#file.node.discardMode === "ignore") return;
@@ -251,14 +255,17 @@ export class CopyBeforeWriteNode extends BlockNode {
     return this.#file.node.flush();
   }
 
+  /** The disk's present: passes. */
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return this.#file.node.blockStatus(offset, length);
   }
 
+  /** From the target what was copied, from the disk the rest, which is frozen meanwhile. */
   protected override doSnapshotRead(offset: number, target: IoVector): MaybePromise<void> {
     return runSteps(this.#readSnapshot(offset, target));
   }
 
+  /** Of the target where the cluster was copied, else of the disk. */
   protected override doSnapshotBlockStatus(
     offset: number,
     length: number,
@@ -266,10 +273,12 @@ export class CopyBeforeWriteNode extends BlockNode {
     return runSteps(this.#snapshotStatus(offset, length));
   }
 
+  /** Of clusters that lie in the range as a whole: they can't be read any more. */
   protected override doSnapshotDiscard(offset: number, length: number): MaybePromise<void> {
     return runSteps(this.#discardSnapshot(this.#bitmaps.inside(offset, length)));
   }
 
+  /** Ends the snapshot, waits for copies in flight, gives room and memory back. */
   protected override async doClose(): Promise<void> {
     this.endSnapshot();
     const everything = { offset: 0, length: this.sizeBytes };
@@ -292,6 +301,7 @@ export class CopyBeforeWriteNode extends BlockNode {
     return { perm: perm | PERM_CONSISTENT_READ, shared: shared & ~changes };
   }
 
+  /** Its settings and its figures. */
   override details(): Record<string, string | number | boolean | null> {
     return {
       onCbwError: this.#options.onCbwError ?? "break-guest-write",

@@ -17,6 +17,7 @@ import { type AccessRun, CopyBeforeWriteNode } from "./copy_before_write.ts";
 
 /** What a snapshot-access node is made of. */
 export interface SnapshotAccessOptions {
+  /** Unique in the graph. */
   nodeName: string;
   /** The node whose snapshot it shows. */
   file: BlockNode;
@@ -26,6 +27,7 @@ export interface SnapshotAccessOptions {
 export class SnapshotAccessNode extends BlockNode {
   readonly #file: BlockEdge;
 
+  /** Has the size of `file`. */
   constructor(options: SnapshotAccessOptions) {
     super({
       nodeName: options.nodeName,
@@ -44,26 +46,32 @@ export class SnapshotAccessNode extends BlockNode {
     return { length, isForbidden: false };
   }
 
+  /** A snapshot read of the node below. */
   protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
     return this.#file.node.snapshotRead(offset, target);
   }
 
+  /** The snapshot's block status. */
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return this.#file.node.snapshotBlockStatus(offset, length);
   }
 
+  /** A snapshot discard: what was read need no longer be kept. */
   protected override doDiscard(offset: number, length: number): MaybePromise<void> {
     return this.#file.node.snapshotDiscard(offset, length);
   }
 
+  /** The past can't be written. */
   protected override doWriteZeroes(): never {
     throw this.notSupported("writing");
   }
 
+  /** The same as a read. */
   protected override doSnapshotRead(offset: number, target: IoVector): MaybePromise<void> {
     return this.#file.node.snapshotRead(offset, target);
   }
 
+  /** The same as the block status. */
   protected override doSnapshotBlockStatus(
     offset: number,
     length: number,
@@ -71,6 +79,7 @@ export class SnapshotAccessNode extends BlockNode {
     return this.#file.node.snapshotBlockStatus(offset, length);
   }
 
+  /** The same as a discard. */
   protected override doSnapshotDiscard(offset: number, length: number): MaybePromise<void> {
     return this.#file.node.snapshotDiscard(offset, length);
   }
