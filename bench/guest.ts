@@ -1,6 +1,6 @@
 /**
- * Benchmarks inside a guest: the interpreter's speed, the boot of Debian's kernel, the disk, and what
- * a fleecing costs the guest. The peer is qemu-system-riscv64 with the same guest.
+ * Benchmarks inside a guest: the interpreter's speed, the boot of Debian's kernel, the disk, and
+ * what a fleecing costs the guest. The peer is qemu-system-riscv64 with the same guest.
  *
  * @module
  */

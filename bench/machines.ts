@@ -59,7 +59,10 @@ export async function startOurs(
   };
 }
 
-/** Starts the same guest under QEMU; its disk is a raw file with the cache mode QEMU takes by itself. */
+/**
+ * Starts the same guest under QEMU; its disk is a raw file with the cache mode QEMU takes by
+ * itself.
+ */
 export function startQemu(
   files: GuestFiles,
   options: { memoryBytes: number; diskPath?: string; args?: string[] },

@@ -1,5 +1,6 @@
 /**
- * Figures of a benchmark: medians of several runs, printed as a table, with the peer in the same run.
+ * Figures of a benchmark: medians of several runs, printed as a table, with the peer in the same
+ * run.
  *
  * @module
  */

@@ -127,7 +127,9 @@ Deno.test("lines, files and functions have a bounded length", () => {
   assertEquals(wrong, []);
 });
 
-/** Functions and methods of formatted code: from a head that opens a block to the brace below it. */
+/**
+ * Functions and methods of formatted code: from a head that opens a block to the brace below it.
+ */
 function* functionsOf(lines: string[]): Generator<{ line: number; length: number }> {
   const head =
     /^(\s*)(?:export |default |async |static |override |private |protected |get |set )*(?:function\b|\*?[#\w]+(?:<.*>)?\(.*\).*\{$)/;

@@ -18,7 +18,10 @@ export interface BitmapReference {
   name: string;
 }
 
-/** One change, named as QEMU's transaction actions (block-dirty-bitmap-add, ...; abort always fails). */
+/**
+ * One change, named as QEMU's transaction actions (block-dirty-bitmap-add, ...; abort always
+ * fails).
+ */
 export type BitmapAction =
   | { type: "add"; node: BlockNode; options: DirtyBitmapOptions }
   | ({ type: "remove" | "clear" | "enable" | "disable" } & BitmapReference)

@@ -10,7 +10,10 @@ const S_IFCHR = 0o020000;
 const S_IFREG = 0o100000;
 const S_IFLNK = 0o120000;
 
-/** An archive that grows by its entries; all belong to root and are dated 0, so that it depends on its content alone. */
+/**
+ * An archive that grows by its entries; all belong to root and are dated 0, so that it depends on
+ * its content alone.
+ */
 export class CpioWriter {
   readonly #parts: Uint8Array[] = [];
   #length = 0;

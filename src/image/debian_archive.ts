@@ -161,7 +161,10 @@ async function readRelease(options: ArchiveOptions): Promise<string> {
   return await verifiedText(bytes, url, options);
 }
 
-/** The signed text of an InRelease file. Only what gpgv says was signed is used, where it is installed. */
+/**
+ * The signed text of an InRelease file. Only what gpgv says was signed is used, where it is
+ * installed.
+ */
 async function verifiedText(
   bytes: Uint8Array<ArrayBuffer>,
   url: string,

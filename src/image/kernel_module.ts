@@ -8,7 +8,9 @@
 
 import { ImageError } from "./errors.ts";
 
-/** Names of the modules that the module in `elf` (ELF64, little-endian) needs, `-` written as `_`. */
+/**
+ * Names of the modules that the module in `elf` (ELF64, little-endian) needs, `-` written as `_`.
+ */
 export function moduleDependencies(elf: Uint8Array): string[] {
   for (const text of modinfo(elf)) {
     if (text.startsWith("depends=")) {
@@ -23,7 +25,9 @@ export function moduleName(name: string): string {
   return name.replaceAll("-", "_");
 }
 
-/** Orders `wanted` and all that they need, each behind its own needs. `load` gives a module's bytes. */
+/**
+ * Orders `wanted` and all that they need, each behind its own needs. `load` gives a module's bytes.
+ */
 export function loadOrder(
   wanted: readonly string[],
   load: (name: string) => Uint8Array | undefined,

@@ -18,7 +18,9 @@ export const TICKS_EPOCH_MS = 1_577_836_800_000;
 
 /** A step of the wall clock was seen sharply if the reading before it is no older than this. */
 const SHARP_MS = 0.02;
-/** Sharp steps come once a millisecond unless the machine is very busy; then the best one counts. */
+/**
+ * Sharp steps come once a millisecond unless the machine is very busy; then the best one counts.
+ */
 const CALIBRATION_MS_MAX = 50;
 
 /**

@@ -1,4 +1,7 @@
-/** A real browser reads a running machine's frozen disk, with the library that the service hands out. */
+/**
+ * A real browser reads a running machine's frozen disk, with the library that the service hands
+ * out.
+ */
 import { assertEquals } from "@std/assert";
 import { chromium } from "playwright-core";
 import { findProgram, needs } from "../support/clients.ts";

@@ -1,6 +1,6 @@
 /**
- * The command line as people meet it: help on everything, mistakes answered in a line that says what
- * is wrong, signals obeyed with nothing left behind.
+ * The command line as people meet it: help on everything, mistakes answered in a line that says
+ * what is wrong, signals obeyed with nothing left behind.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Service, TOKEN } from "../support/service.ts";

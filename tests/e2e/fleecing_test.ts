@@ -1,6 +1,6 @@
 /**
- * The main job, as a user does it: a guest writes, its disk is frozen by one call, the guest overwrites
- * everything, and the past is read byte for byte on every way there is.
+ * The main job, as a user does it: a guest writes, its disk is frozen by one call, the guest
+ * overwrites everything, and the past is read byte for byte on every way there is.
  */
 import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import { createHash } from "node:crypto";

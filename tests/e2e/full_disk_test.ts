@@ -1,6 +1,6 @@
 /**
- * A data folder whose file system is full: guests get I/O errors, fleecings do what their mode says,
- * and the service goes on, so that room can be made through it.
+ * A data folder whose file system is full: guests get I/O errors, fleecings do what their mode
+ * says, and the service goes on, so that room can be made through it.
  */
 import { assert, assertEquals } from "@std/assert";
 import { createHash } from "node:crypto";

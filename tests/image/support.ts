@@ -18,7 +18,9 @@ export async function run(program: string, args: string[], options: Deno.Command
   return output.stdout;
 }
 
-/** Writes the files `content` (by path) into a package with dpkg-deb; `compression`: xz, zstd, gzip. */
+/**
+ * Writes the files `content` (by path) into a package with dpkg-deb; `compression`: xz, zstd, gzip.
+ */
 export async function makeDeb(
   path: string,
   content: Record<string, string | Uint8Array>,

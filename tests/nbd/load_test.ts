@@ -1,5 +1,5 @@
-// Many clients at once on loopback, some cut off in the middle of things: every byte that is read is
-// checked, and nothing of a connection that was cut stays behind.
+// Many clients at once on loopback, some cut off in the middle of things: every byte that is read
+// is checked, and nothing of a connection that was cut stays behind.
 import { assertEquals } from "@std/assert";
 import { type ByteStream } from "../../src/nbd/byte_stream.ts";
 import { NbdClient } from "../../src/nbd/client.ts";

@@ -1,6 +1,7 @@
 /**
- * Tests against real programs (qemu-img, nbdinfo, chromium, ...). Where one is not installed the test
- * is skipped and says so; with OVIS_REQUIRE_CLIENTS=1 (continuous integration) it fails instead.
+ * Tests against real programs (qemu-img, nbdinfo, chromium, ...). Where one is not installed the
+ * test is skipped and says so; with OVIS_REQUIRE_CLIENTS=1 (continuous integration) it fails
+ * instead.
  *
  * @module
  */
@@ -28,8 +29,8 @@ function isFile(path: string): boolean {
 }
 
 /**
- * Options for Deno.test: `Deno.test({ name, ...needs("qemu-img"), fn })`. Ignores the test, saying so,
- * where a program is missing and none are required.
+ * Options for Deno.test: `Deno.test({ name, ...needs("qemu-img"), fn })`. Ignores the test, saying
+ * so, where a program is missing and none are required.
  */
 export function needs(...programs: string[]): { ignore: boolean } {
   const missing = programs.filter((program) => findProgram(program) === undefined);

@@ -38,8 +38,8 @@ export async function debianFiles(): Promise<DebianFiles> {
   };
   const image = await makeDebianImage(options).catch((error) => {
     if (!(error instanceof ImageError)) throw error;
-    // A mirror in the middle of an update has an index that is not yet, or no longer, the signed one.
-    // What is tested here is the kernel, not the signature, which has tests of its own.
+    // A mirror in the middle of an update has an index that is not yet, or no longer, the signed
+    // one. What is tested here is the kernel, not the signature, which has tests of its own.
     // deno-lint-ignore no-console
     console.log(`${error.message}\nusing the index as it is`);
     return imageOfUnsignedIndex(options);

@@ -76,7 +76,9 @@ export class CbwBitmaps implements Disposable {
     return { offset: start, length: end - start };
   }
 
-  /** The clusters that lie in a range as a whole, the one at the disk's end being as short as it is. */
+  /**
+   * The clusters that lie in a range as a whole, the one at the disk's end being as short as it is.
+   */
   inside(offset: number, length: number): ByteRange {
     const size = this.clusterSizeBytes;
     const rangeEnd = offset + length;
@@ -85,7 +87,9 @@ export class CbwBitmaps implements Disposable {
     return { offset: start, length: Math.max(end - start, 0) };
   }
 
-  /** The copy of these clusters failed: it is to be done again, but for what was discarded since. */
+  /**
+   * The copy of these clusters failed: it is to be done again, but for what was discarded since.
+   */
   putBack({ offset, length }: ByteRange): void {
     const end = offset + length;
     let run = this.access.nextRun(offset, length);

@@ -112,7 +112,9 @@ export interface AccessRun {
 
 const CLUSTER_BYTES_MIN = 64 * 1024;
 const TIMEOUT_SECONDS_MAX = 2 ** 32 - 1;
-/** How far one status looks along the bitmaps: a caller that goes on in short runs pays each time. */
+/**
+ * How far one status looks along the bitmaps: a caller that goes on in short runs pays each time.
+ */
 const STATUS_CLUSTERS_MAX = 16 * 1024;
 
 /** Driver "copy-before-write". */
@@ -418,7 +420,9 @@ export class CopyBeforeWriteNode extends BlockNode {
     return place.isFrozen ? status : { ...status, flags: status.flags | STATUS_ALLOCATED };
   }
 
-  /** Where the old data at `offset` is, and for how many bytes on, at most `length`, it is there. */
+  /**
+   * Where the old data at `offset` is, and for how many bytes on, at most `length`, it is there.
+   */
   #place(offset: number, length: number): { node: BlockNode; length: number; isFrozen: boolean } {
     const { done } = this.#bitmaps;
     if (done.isSet(offset)) {
