@@ -162,7 +162,7 @@ function walk(va: u64, access: u32, priv: u32, satp: u64): u64 {
     const page: u64 = (pte & PTE_PPN_MASK) << 2;
     if ((page & offsetMask) !== 0) break;
     if (!updateAccessed(pteGpa, pte, access, va)) return 0;
-    if (level > 0) noteSuperpage();
+    if (level > 0) noteSuperpage(va, offsetMask);
     return page | (va & offsetMask);
   }
   raisePageFault(va, access);

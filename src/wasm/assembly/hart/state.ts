@@ -215,6 +215,8 @@ export function codeWrites(): u32 {
 
 /** Forgets every translation: data and fetch. */
 export function flushTlb(): void {
+  superpageFirst = ~0;
+  superpageLast = 0;
   memory.fill(hart + TLB_BASE, TLB_EMPTY, FETCH_TLB_END - TLB_BASE);
 }
 
@@ -232,13 +234,25 @@ export function flushFetchTlb(): void {
 }
 
 /**
- * Forgets the translation of one page. Entries hold 4 KiB of whatever page size the mapping had, so
- * a superpage could have left several: then everything goes (Priv 12.2.1: any address of the
- * superpage names it). ASIDs are not implemented (satp.ASID reads 0), so `asid` decides nothing.
+ * The addresses, first and last, of all superpages that were used since the last full flush.
+ * Entries hold 4 KiB of whatever page size the mapping had, so a superpage may have left several,
+ * in any slot. Kernels map themselves so, far from the pages that change all the time.
+ */
+let superpageFirst: u64 = ~0;
+let superpageLast: u64 = 0;
+
+/** To be called when part of a superpage enters a TLB; `offsetMask`: its size - 1. */
+export function noteSuperpage(va: u64, offsetMask: u64): void {
+  superpageFirst = min(superpageFirst, va & ~offsetMask);
+  superpageLast = max(superpageLast, va | offsetMask);
+}
+
+/**
+ * Forgets the translation of one page, and of all of a superpage that any of its addresses names
+ * (Priv 12.2.1). ASIDs are not implemented (satp.ASID reads 0), so `asid` decides nothing.
  */
 export function flushTlbPage(va: u64, _asid: u64): void {
-  if (superpagesCached) {
-    superpagesCached = false;
+  if (va >= superpageFirst && va <= superpageLast) {
     flushTlb();
     return;
   }
@@ -246,13 +260,4 @@ export function flushTlbPage(va: u64, _asid: u64): void {
   for (let table = hart + TLB_BASE; table < hart + FETCH_TLB_END; table += TLB_BYTES) {
     store<u64>(table + slot, ~0);
   }
-}
-
-/**
- * Whether a TLB may hold parts of a superpage whose flush by any of its addresses must catch all.
- */
-export let superpagesCached: bool = true;
-
-export function noteSuperpage(): void {
-  superpagesCached = true;
 }
