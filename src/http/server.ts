@@ -13,7 +13,11 @@ const DRAIN_MS = 5_000;
 export interface HttpServer {
   /** Where it is reached: http://HOST:PORT. */
   readonly url: string;
-  /** Takes no more requests; resolves when those under way have ended or were cut off. */
+  /**
+   * Takes no more requests; resolves when those under way have ended, or have had their time. What
+   * is still open then ends with the process: this runtime can't cut connections off once it was
+   * asked to let them end.
+   */
   close(): Promise<void>;
 }
 
@@ -22,15 +26,15 @@ export function startHttpServer(
   app: App,
   options: { host: string; port: number },
 ): HttpServer {
-  const cutOff = new AbortController();
-  const server = listen(app, { ...options, signal: cutOff.signal });
+  const server = listen(app, options);
   const { hostname, port } = server.addr;
   return {
     url: `http://${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`,
     async close() {
       app.stop();
-      const timer = setTimeout(() => cutOff.abort(), DRAIN_MS);
-      await server.shutdown();
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      const patience = new Promise<void>((resolve) => timer = setTimeout(resolve, DRAIN_MS));
+      await Promise.race([server.shutdown(), patience]);
       clearTimeout(timer);
     },
   };
@@ -38,12 +42,12 @@ export function startHttpServer(
 
 function listen(
   app: App,
-  options: { host: string; port: number; signal: AbortSignal },
+  options: { host: string; port: number },
 ): Deno.HttpServer<Deno.NetAddr> {
-  const { host, port, signal } = options;
+  const { host, port } = options;
   try {
     return Deno.serve(
-      { hostname: host, port, signal, onListen: () => {} },
+      { hostname: host, port, onListen: () => {} },
       (request) => app.handle(request),
     );
   } catch (error) {
