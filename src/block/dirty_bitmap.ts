@@ -60,7 +60,7 @@ export interface DirtyBitmapOptions {
 /** Which of a bitmap's states forbid an operation. */
 export type BitmapCheck = "modify" | "use" | "remove";
 
-/** One dirty bitmap. */
+/** A bitmap at a node: its bits, its state and who uses it. */
 export class DirtyBitmap {
   /** New writes are marked. */
   isRecording: boolean;

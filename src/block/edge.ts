@@ -33,7 +33,7 @@ export interface EdgeParent {
   readonly description: string;
 }
 
-/** One edge. */
+/** One use of a node, with the permissions that it takes and shares. */
 export class BlockEdge {
   /** The permissions (PERM_*) that the parent takes on the node. */
   perm = 0;

@@ -21,7 +21,7 @@ export interface BlockChildInfo {
   sharedPermissions: string;
 }
 
-/** A node. */
+/** A node with its users and children. */
 export interface BlockNodeInfo {
   /** Unique in the graph. */
   nodeName: string;

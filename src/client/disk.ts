@@ -60,7 +60,7 @@ export interface StreamOptions extends WaitOptions {
 export interface DiskChunk {
   /** Where it starts. */
   offset: number;
-  /** Its bytes. */
+  /** How many bytes it stands for, at least 1. */
   length: number;
   /** Null for zeroes that were not read. */
   bytes: Uint8Array<ArrayBuffer> | null;

@@ -38,7 +38,7 @@ export interface AppOptions {
   relayWebSocket: RelayWebSocket;
 }
 
-/** The face. */
+/** The face, ready to be put behind a socket. */
 export interface App {
   /** Answers a request; never rejects. */
   handle: (request: Request) => Promise<Response>;

@@ -18,7 +18,7 @@ export interface PageSource<T, D> {
   describe: (item: T) => D;
 }
 
-/** One page. */
+/** The page behind the query's cursor, in the order of the source. Throws invalidRequest. */
 export function readPage<T, D>(
   query: { limit: number; cursor?: string | undefined },
   source: PageSource<T, D>,

@@ -101,7 +101,7 @@ export interface Problem {
   range?: { offset: number; length: number } | undefined;
 }
 
-/** One refused value. */
+/** A value of a request that its schema refuses. */
 export interface ProblemEntry {
   /** Where it stands: a JSON pointer after `#` in a body, else `path/NAME` or `query/NAME`. */
   pointer: string;
@@ -136,7 +136,7 @@ export function statusOf(code: ProblemCode): number {
 }
 
 /** The problem for anything that was thrown. What is not ours to explain is `internal`. */
-export function toProblem(error: unknown): Problem {
+function toProblem(error: unknown): Problem {
   const mapped = toServiceError(error);
   if (mapped instanceof ServiceError) {
     const { code, message, range } = mapped;

@@ -41,7 +41,7 @@ export interface Answer {
   body?: Schema | string;
 }
 
-/** A route. */
+/** A path with a method: how it is documented, checked and answered. */
 export interface Route<
   P extends Schema = Schema,
   Q extends Schema = Schema,
@@ -61,9 +61,9 @@ export interface Route<
   params?: P;
   /** The schema of the query; without it a query is refused. */
   query?: Q;
-  /** A JSON body. */
+  /** The schema of a JSON body; without it no body is read before the handler. */
   body?: B;
-  /** A body of bytes: what it is. */
+  /** What a body of bytes is, for the OpenAPI document; the handler reads it. */
   rawBody?: string;
   /** How it is answered when all goes well, for the OpenAPI document. */
   answers: Answer[];

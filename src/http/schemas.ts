@@ -21,12 +21,8 @@ const CBW_TIMEOUT_SECONDS = 45;
 const CBW_TIMEOUT_SECONDS_MAX = 24 * 3600;
 const BITMAP_NAME_CHARACTERS = 1023;
 
-/**
- * A name that a client chooses.
- *
- * @internal
- */
-export const NameSchema = z.string().regex(NAME_PATTERN, { error: `a name is ${NAME_RULE}` })
+/** A name that a client chooses. */
+const NameSchema = z.string().regex(NAME_PATTERN, { error: `a name is ${NAME_RULE}` })
   .openapi({ example: "demo" });
 
 /** A whole number of bytes. */

@@ -38,7 +38,7 @@ export class SocketSet {
     return { socket, response };
   }
 
-  /** The service stops. */
+  /** Closes all with status 1001, since the service stops. */
   closeAll(): void {
     for (const socket of this.#sockets) socket.close(CLOSE_GOING_AWAY, "the service is stopping");
   }

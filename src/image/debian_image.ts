@@ -24,7 +24,7 @@ const MODULES = ["virtio_mmio", "virtio_blk", "ext4", "crc32c_generic"];
 const MODULE_BYTES_MAX = 64 * 1024 * 1024;
 
 /** The command line that an image of Debian's starts with. */
-export const DEBIAN_CMDLINE = "console=ttyS0";
+const DEBIAN_CMDLINE = "console=ttyS0";
 
 const INIT = `#!/bin/sh
 # Loads the disks' drivers, then starts the system on root=, or a shell where none is given.

@@ -13,7 +13,7 @@ import { TICKS_PER_MS } from "./host_ticks.ts";
 export interface BoardOptions {
   /** Addresses and interrupts of the devices. */
   layout: HartLayout;
-  /** One or more. */
+  /** Harts, at least 1; each needs a PLIC context and a CLINT register set. */
   hartCount: number;
   /** Size of the memory at RAM_GPA. */
   ramBytes: number;

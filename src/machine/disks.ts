@@ -20,7 +20,7 @@ import type { DiskConfig } from "./messages.ts";
 import { VirtioBlk } from "./virtio_blk.ts";
 import { VirtioTransport } from "./virtio_transport.ts";
 
-/** One disk. */
+/** A disk of a machine with what is open of it. */
 export interface MachineDisk {
   /** As the machine was told. */
   readonly config: DiskConfig;

@@ -51,7 +51,7 @@ interface Parts {
   nbd: NbdAddresses;
 }
 
-/** An open machine. */
+/** See the module's head. Made by `open`, which undoes what it did where it fails. */
 export class IoMachine {
   /** Where its NBD server listens. */
   readonly nbd: NbdAddresses;

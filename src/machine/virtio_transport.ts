@@ -40,7 +40,7 @@ export interface VirtioIdentity {
   queueCount: number;
   /** The most entries that one of them may have. */
   queueSize: number;
-  /** The configuration space. */
+  /** 4.2.2: the bytes from offset 0x100 of the registers on, little-endian. */
   config: Uint8Array;
 }
 

@@ -22,7 +22,7 @@ export interface ByteSink {
  */
 export type StreamEnd = { kind: "finished" } | { kind: "closed"; message: string };
 
-/** A connection. */
+/** A connection, whatever carries it. */
 export interface ByteStream {
   /** Who is there, for messages. */
   readonly peer: string;

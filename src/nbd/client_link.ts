@@ -91,7 +91,7 @@ export class ClientLink implements HandshakeChannel, ByteSink {
     });
   }
 
-  /** The stream delivers. */
+  /** See ByteSink. What comes before it is asked for is kept, up to a bound. */
   onData(bytes: Uint8Array): boolean {
     if (this.#events !== null) {
       this.#events.onBytes(bytes);
@@ -113,7 +113,7 @@ export class ClientLink implements HandshakeChannel, ByteSink {
     return false;
   }
 
-  /** The stream ended. */
+  /** From the stream: it ended, and with it every wait. */
   onEnd(end: StreamEnd): void {
     const message = end.kind === "closed" ? end.message : "the server closed the connection";
     this.#fail(new NbdHandshakeError(0, message));

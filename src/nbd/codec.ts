@@ -45,7 +45,7 @@ export const NBD_FLAG_READ_ONLY = 1 << 1;
 export const NBD_FLAG_SEND_FLUSH = 1 << 2;
 /** NBD_CMD_FLAG_FUA can be used. */
 export const NBD_FLAG_SEND_FUA = 1 << 3;
-/** The medium turns. */
+/** The medium turns: requests in order are faster. */
 export const NBD_FLAG_ROTATIONAL = 1 << 4;
 /** NBD_CMD_TRIM can be used. */
 export const NBD_FLAG_SEND_TRIM = 1 << 5;
@@ -89,7 +89,7 @@ export const NBD_OPT_EXTENDED_HEADERS = 11;
 export const NBD_REP_ACK = 1;
 /** An export in a list. */
 export const NBD_REP_SERVER = 2;
-/** An information item. */
+/** One item of NBD_OPT_INFO or NBD_OPT_GO: NBD_INFO_*. */
 export const NBD_REP_INFO = 3;
 /** A meta context, with its id. */
 export const NBD_REP_META_CONTEXT = 4;
@@ -173,9 +173,9 @@ export const NBD_REPLY_TYPE_BLOCK_STATUS = 5;
 export const NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6;
 /** Set in the type of every chunk that is an error. */
 export const NBD_REPLY_TYPE_FLAG_ERROR = 1 << 15;
-/** An error. */
+/** The request failed; where is not said. */
 export const NBD_REPLY_TYPE_ERROR: number = NBD_REPLY_TYPE_FLAG_ERROR + 1;
-/** An error and where it happened. */
+/** The request failed, at an offset that is said. */
 export const NBD_REPLY_TYPE_ERROR_OFFSET: number = NBD_REPLY_TYPE_FLAG_ERROR + 2;
 
 // Errors
@@ -199,7 +199,7 @@ export const NBD_ENOTSUP = 95;
 export const NBD_ESHUTDOWN = 108;
 
 // The base:allocation context
-/** Its name. */
+/** By which it is asked for: which areas are holes, which read as zeroes. */
 export const NBD_CONTEXT_BASE_ALLOCATION = "base:allocation";
 /** Not allocated. */
 export const NBD_STATE_HOLE = 1 << 0;
@@ -233,7 +233,7 @@ export const EXTENDED_REPLY_BYTES = 32;
 /** The longest string of the protocol. */
 export const STRING_BYTES_MAX = 4096;
 /** The longest message that the protocol recommends. */
-export const MESSAGE_BYTES_MAX = 256;
+const MESSAGE_BYTES_MAX = 256;
 
 /** What a client must ask of a server that named no largest payload ("Size constraints"). */
 export const DEFAULT_PAYLOAD_BYTES = 32 * 1024 * 1024;

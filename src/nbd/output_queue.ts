@@ -22,7 +22,7 @@ const COPY_BYTES = 16 * 1024;
 
 /** A buffer of replies. */
 export interface Chunk {
-  /** Its bytes. */
+  /** The whole buffer; how much of it is filled, its user knows. */
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** The same, for numbers. */
   readonly view: DataView;
@@ -43,7 +43,7 @@ export class ChunkPool {
     this.#freeMax = freeMax;
   }
 
-  /** An unused chunk. */
+  /** A chunk for the caller alone, with any content; `give` takes it back. */
   take(): Chunk {
     return this.#free.pop() ?? createChunk(CHUNK_BYTES);
   }

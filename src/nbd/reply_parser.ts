@@ -77,7 +77,7 @@ export class ReplyParser {
   data: Uint8Array = EMPTY;
   /** Whose extents these are. */
   contextId = 0;
-  /** A block status. */
+  /** The runs of a block status, in order. */
   extents: StatusExtent[] = [];
   /** NBD_E* of an error. */
   errno = 0;

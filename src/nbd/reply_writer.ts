@@ -42,7 +42,7 @@ export interface ContextExtents {
 export interface ReplyRange {
   /** Where it starts. */
   offset: number;
-  /** Its bytes. */
+  /** Bytes of the export, at least 1. */
   length: number;
   /** The reply ends with this chunk. */
   isLast: boolean;

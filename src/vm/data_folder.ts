@@ -80,7 +80,7 @@ export class DataFolder implements Disposable {
     return join(this.path, "images");
   }
 
-  /** The files of one image. */
+  /** Holds `kernel`, `initrd` and `firmware` of an image, as far as they were uploaded. */
   imageDirectory(name: string): string {
     return join(this.imagesDirectory, name);
   }
@@ -90,7 +90,7 @@ export class DataFolder implements Disposable {
     return join(this.path, "disks", id);
   }
 
-  /** One disk. */
+  /** The file of a disk; `id` is the machine's. */
   diskPath(id: string, disk: string): string {
     return join(this.diskDirectory(id), `${disk}.raw`);
   }

@@ -42,7 +42,7 @@ const NS_PER_TICK = 100n;
 export type MachineModules = WorkerInit["modules"];
 
 /** What can't be done any more once a machine has failed. */
-export class MachineFailure extends Error {
+class MachineFailure extends Error {
   /** For whoever prints it. */
   override readonly name = "MachineFailure";
 }

@@ -19,7 +19,7 @@ export interface ImageFileRecord {
 /** The parts that an image can have. */
 export const IMAGE_PARTS = ["kernel", "initrd", "firmware"] as const;
 
-/** One of them. */
+/** Which file of an image it is: also the file's name. */
 export type ImagePart = (typeof IMAGE_PARTS)[number];
 
 /** What machines boot from. */
@@ -90,7 +90,7 @@ export interface Collection<T> {
   list(options: { after: string; limit: number }): T[];
 }
 
-/** The whole store. */
+/** Records of every kind. Disposing of it closes it. */
 export interface Store extends Disposable {
   /** Images, without their files. */
   readonly images: Collection<ImageRecord>;

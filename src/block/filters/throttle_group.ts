@@ -71,7 +71,7 @@ export interface PendingRequest {
   start: () => void;
 }
 
-/** A group. */
+/** The limits of a group, how much of them is used up, and whose turn it is. */
 export class ThrottleGroup {
   /** As descriptions of nodes show it. */
   readonly name: string;
