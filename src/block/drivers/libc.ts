@@ -64,7 +64,7 @@ export interface FileRun {
   end: number;
 }
 
-/** The calls of libc that this runtime lacks. Each returns at once, on the calling thread. */
+/** The calls of libc that this runtime lacks, made on the calling thread. */
 export class LibC {
   readonly #library: Deno.DynamicLibrary<typeof SYMBOLS>;
   readonly #vector = new Uint32Array(VECTOR_COUNT_MAX * VECTOR_BYTES / 4);
