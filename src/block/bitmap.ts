@@ -121,14 +121,14 @@ export class Bitmap implements Disposable {
     return this.#functions.isZero(this.#live(), this.#byteCount) === 1;
   }
 
-  /** Where the first byte of a set bit is in `[offset, offset + length)`; else the range's end. */
+  /** Where the first byte of a set bit is in `[offset, offset + length)`; else that end. */
   nextSet(offset: number, length: number): number {
     const { start, end } = this.#touched(offset, length);
     const index = this.#functions.nextSet(this.#live(), start, end) >>> 0;
     return this.#found(index, offset, length);
   }
 
-  /** Where the first byte of a clear bit is in `[offset, offset + length)`; else the range's end. */
+  /** Where the first byte of a clear bit is in `[offset, offset + length)`; else that end. */
   nextClear(offset: number, length: number): number {
     const { start, end } = this.#touched(offset, length);
     const index = this.#functions.nextClear(this.#live(), start, end) >>> 0;

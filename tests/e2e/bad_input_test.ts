@@ -1,6 +1,6 @@
 /**
- * Mistakes and malice against the running service: each gets a clear answer, and a bystander, another
- * machine of the same service, notices nothing.
+ * Mistakes and malice against the running service: each gets a clear answer, and a bystander,
+ * another machine of the same service, notices nothing.
  */
 import { assert, assertEquals } from "@std/assert";
 import { createHash } from "node:crypto";
