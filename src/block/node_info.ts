@@ -9,7 +9,7 @@ import type { BlockNode } from "./node.ts";
 
 /** One edge, as its parent sees it. */
 export interface BlockChildInfo {
-  /** The child's name in its parent: "file", "target", "backing". */
+  /** The child's name in its parent: "file" or "target". */
   name: string;
   /** What the parent does with it: see ChildRole. */
   role: string;
