@@ -171,13 +171,18 @@ int disk_submit(unsigned index, enum disk_operation operation, uint64_t sector, 
   return (int)slot;
 }
 
+void disk_interrupt(unsigned irq)
+{
+  uintptr_t base = SLOT_BASE + (irq - 1) * SLOT_BYTES;
+  if (irq - 1 < SLOT_COUNT)
+    mmio_write(base + INTERRUPT_ACK, mmio_read(base + INTERRUPT_STATUS));
+}
+
 int disk_wait_any(unsigned index, uint8_t *status)
 {
   struct disk *disk = &disks[index];
-  while (disk->used.index == disk->used_seen) {
+  while (disk->used.index == disk->used_seen)
     wait_for_interrupt();
-    mmio_write(disk->base + INTERRUPT_ACK, mmio_read(disk->base + INTERRUPT_STATUS));
-  }
   fence();
   unsigned slot = disk->used.ring[disk->used_seen++ % QUEUE_SIZE].id / 3;
   *status = disk->requests[slot].status;

@@ -22,7 +22,7 @@ extern volatile uint64_t trap_cause; /* scause + 1 is never 0: NO_TRAP means non
 #define NO_TRAP UINT64_MAX
 void platform_init(void);
 void enable_irq(unsigned irq);
-/* Sleeps until an interrupt is pending, and takes it from the PLIC. */
+/* Sleeps until an interrupt is pending, takes it from the PLIC, and quiets a disk that sent it. */
 void wait_for_interrupt(void);
 uint64_t read_time(void); /* 10 MHz */
 uint64_t read_instret(void);
@@ -49,6 +49,8 @@ int disk_submit(unsigned disk, enum disk_operation operation, uint64_t sector, v
                 uint32_t length);
 /* Waits until a request has ended: its slot; *status is virtio's status byte. */
 int disk_wait_any(unsigned disk, uint8_t *status);
+/* Acknowledges an interrupt, if it is a disk's. */
+void disk_interrupt(unsigned irq);
 /* One request, start to end: virtio's status byte. */
 uint8_t disk_run(unsigned disk, enum disk_operation operation, uint64_t sector, void *data,
                  uint32_t length);

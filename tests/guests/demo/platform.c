@@ -26,8 +26,12 @@ void wait_for_interrupt(void)
 {
   __asm__ volatile("wfi" ::: "memory");
   uint32_t irq = mmio_read(PLIC_CLAIM_S);
-  if (irq)
-    mmio_write(PLIC_CLAIM_S, irq);
+  if (!irq)
+    return;
+  /* Also when nobody waits for a disk: what it did may have been seen before its interrupt came,
+     and a line that stays high would end every WFI at once. */
+  disk_interrupt(irq);
+  mmio_write(PLIC_CLAIM_S, irq);
 }
 
 uint64_t read_time(void)
