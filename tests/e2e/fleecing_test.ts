@@ -144,7 +144,7 @@ Deno.test({
       const now = viewOf(await service.call<FleecingAnswer>("GET", path));
       assertEquals([now.copiedBytes, now.clustersDone], [DISK_BYTES, DISK_BYTES / 65536]);
       await service.call("DELETE", path);
-      assertEquals((await service.request("GET", view.content)).status, 404);
+      assertEquals(await service.status("GET", view.content), 404);
       assertEquals(await listFiles(folder), files);
       await guest.demo("write 0 0 still-alive");
     });

@@ -31,6 +31,7 @@ class Rig implements AsyncDisposable {
   readonly graph = new BlockGraph();
   readonly device: BlockBackend;
   fleecing: Fleecing | null = null;
+  present: NodeExport | null = null;
   server: NbdServer | null = null;
   address: TcpAddress = { host: "127.0.0.1", port: 0 };
 
@@ -71,8 +72,9 @@ class Rig implements AsyncDisposable {
       scratchDirectory: `${this.directory}/scratch`,
       kernels,
     });
-    const present = new NodeExport(this.graph, { name: "present", nodeName: "disk" });
-    this.server = new NbdServer({ directory: directoryOf(...this.fleecing.exports, present) });
+    this.present = new NodeExport(this.graph, { name: "present", nodeName: "disk" });
+    const exports = [...this.fleecing.exports, this.present];
+    this.server = new NbdServer({ directory: directoryOf(...exports) });
     this.address = this.server.listenTcp(this.address);
     return this.fleecing;
   }
@@ -86,6 +88,10 @@ class Rig implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.server?.close();
+    await this.present?.close();
+    await this.fleecing?.stop();
+    await this.device.release();
+    await this.graph.close();
     await Deno.remove(this.directory, { recursive: true });
   }
 }

@@ -97,6 +97,13 @@ export class Service implements AsyncDisposable {
     return (text === "" ? undefined : JSON.parse(text)) as T;
   }
 
+  /** A request of which only the status matters. */
+  async status(method: string, path: string, body?: unknown): Promise<number> {
+    const response = await this.request(method, path, body);
+    await response.body?.cancel();
+    return response.status;
+  }
+
   /** Streams a file into an image. */
   async putImageFile(image: string, part: string, path: string): Promise<void> {
     const file = await Deno.open(path);

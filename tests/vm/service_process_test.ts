@@ -39,7 +39,7 @@ Deno.test("a second service on a data folder is refused, the first goes on", asy
     const { code, text } = await ovis("serve", "--port", "0", "--data", folder);
     assertEquals(code, 1);
     assertMatch(text, new RegExp(`in use by another Ovis service \\(process ${service.processId}`));
-    assertEquals((await service.request("GET", "/healthz")).status, 200);
+    assertEquals(await service.status("GET", "/healthz"), 200);
   });
 });
 
