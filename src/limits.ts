@@ -58,8 +58,6 @@ export const limits = {
   cbwCopyBytes: 1 * MiB,
 
   // NBD
-  /** A name or another string of the protocol (NBD, "Conventions"). */
-  nbdNameBytes: 4096,
   /** Data of one handshake option that is read. */
   nbdOptionBytes: 64 * KiB,
   /** Options of one handshake, beyond which the connection ends. */
@@ -94,10 +92,8 @@ export const limits = {
   nbdWebSocketBufferedBytes: 4 * MiB,
 
   // HTTP
-  nameBytes: 64,
   /** A JSON body, and console input that waits for the guest. */
   requestBodyBytes: 1 * MiB,
-  imageFileBytes: 4 * GiB,
   /** One read of an export through the I/O worker's channel. */
   exportReadBytes: 1 * MiB,
   /** Runs in one answer about the map of an export. */

@@ -16,8 +16,3 @@ export const NAME_RULE =
 
 /** An export's name: machine, disk and fleecing, joined with `-`. */
 export const EXPORT_NAME_PATTERN = /^[a-z0-9][a-z0-9._-]{0,191}$/;
-
-/** Whether `name` may be given to something. */
-export function isName(name: string): boolean {
-  return NAME_PATTERN.test(name);
-}
