@@ -86,7 +86,7 @@ Deno.test({
         assert(["broken off", CONTENT].includes(result), result);
       }
       assertEquals([names(`${folder}/scratch`), names(`${folder}/sockets`)], [[], []]);
-      assertEquals((await service.request("GET", first.view.content)).status, 404);
+      assertEquals(await service.status("GET", first.view.content), 404);
 
       await call("POST", "/v1/vms/busy/start");
       const second = await freezeAndOverwrite(service, guest);
