@@ -150,13 +150,19 @@ async function fleecingSpeeds(
   start: () => Promise<() => Promise<unknown>>,
 ): Promise<Speeds> {
   await guest.waitFor(/demo> /);
-  await guest.demo("fill 0 0 256M 1");
+  // Each measurement begins with a disk all written and flushed, else the host's writeback decides.
+  const settle = async () => {
+    await guest.demo("fill 0 0 256M 1");
+    await guest.demo("flush 0");
+  };
   const speeds: Record<keyof Speeds, number[]> = { none: [], first: [], copied: [] };
   for (let run = 0; run < RUNS; run++) {
+    await settle();
     speeds.none.push(figure(await guest.demo(`stress 0 ${run} 20000`), "requests/s"));
+    await settle();
     const stop = await start();
     speeds.first.push(figure(await guest.demo(`stress 0 ${run} 4000`), "requests/s"));
-    await guest.demo("fill 0 0 256M 2");
+    await settle();
     speeds.copied.push(figure(await guest.demo(`stress 0 ${run} 20000`), "requests/s"));
     await stop();
   }
