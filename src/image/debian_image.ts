@@ -69,58 +69,70 @@ export interface ImageFiles {
   description: string;
 }
 
+/** Packages that an image is made of: busybox, and what kernels come in. */
+export function isImagePackage(name: string): boolean {
+  return name === "busybox-static" || /^linux-(image|binary|modules)-/.test(name);
+}
+
 /** Fetches what is not in the cache yet, verifies it, and makes the image. */
 export async function makeDebianImage(options: ArchiveOptions): Promise<ImageFiles> {
   await Deno.mkdir(options.cacheDirectory, { recursive: true });
-  const packages = await readPackages(
-    options,
-    (name) => name === "busybox-static" || name.startsWith("linux-image-"),
-  );
-  const kernelPackage = newestKernel(packages, options.architecture);
-  const busyboxPackage = packages.find((pkg) => pkg.name === "busybox-static");
-  if (busyboxPackage === undefined) throw new ImageError("the suite has no busybox-static");
-  return await imageFromPackages({
-    kernel: await fetchPackage(kernelPackage, options),
-    busybox: await fetchPackage(busyboxPackage, options),
-    description: [kernelPackage, busyboxPackage].map((p) => `${p.name} ${p.version}`).join(", "),
-    onProgress: (done, total) => options.onProgress?.("unpacking the kernel", done, total),
-  });
+  return await imageOfIndex(await readPackages(options, isImagePackage), options);
 }
 
-/** Makes the image from the two packages' files. */
-export async function imageFromPackages(source: {
-  kernel: string;
-  busybox: string;
-  description: string;
-  onProgress?: (doneBytes: number, totalBytes: number) => void;
-}): Promise<ImageFiles> {
-  const kernelFiles = await extractDeb(source.kernel, {
-    wants: (path) => path.startsWith("boot/vmlinu") || isNeededModule(path),
-    ...(source.onProgress === undefined ? {} : { onProgress: source.onProgress }),
-  });
-  const kernel = [...kernelFiles].find(([path]) => path.startsWith("boot/vmlinu"))?.[1];
-  if (kernel === undefined) throw new ImageError("the kernel package has no kernel in it");
-  const busyboxFiles = await extractDeb(source.busybox, {
+/** Makes the image from packages of an index: those of which `isImagePackage` is true. */
+export async function imageOfIndex(
+  packages: readonly DebianPackage[],
+  options: ArchiveOptions,
+): Promise<ImageFiles> {
+  const kernel = kernelPackages(packages, options.architecture);
+  const busybox = packages.find((pkg) => pkg.name === "busybox-static");
+  if (busybox === undefined) throw new ImageError("the suite has no busybox-static");
+  const kernelFiles = new Map<string, Uint8Array<ArrayBuffer>>();
+  for (const pkg of kernel) {
+    const files = await extractDeb(await fetchPackage(pkg, options), {
+      wants: (path) => isKernel(path) || isNeededModule(path),
+      onProgress: (done, total) => options.onProgress?.(`unpacking ${pkg.name}`, done, total),
+    });
+    for (const [path, bytes] of files) kernelFiles.set(path, bytes);
+  }
+  const image = [...kernelFiles].find(([path]) => isKernel(path))?.[1];
+  if (image === undefined) throw new ImageError("the kernel's packages have no kernel in them");
+  const busyboxFiles = await extractDeb(await fetchPackage(busybox, options), {
     wants: (path) => /bin\/busybox$/.test(path),
   });
-  const busybox = busyboxFiles.values().next().value;
-  if (busybox === undefined) throw new ImageError("the busybox package has no busybox in it");
-  const modules = await unpackModules(kernelFiles);
+  const program = busyboxFiles.values().next().value;
+  if (program === undefined) throw new ImageError("the busybox package has no busybox in it");
   return {
-    kernel,
-    initrd: makeInitrd(busybox, modules),
+    kernel: image,
+    initrd: makeInitrd(program, await unpackModules(kernelFiles)),
     cmdline: DEBIAN_CMDLINE,
-    description: source.description,
+    description: [...kernel, busybox].map(({ name, version }) => `${name} ${version}`).join(", "),
   };
 }
 
-/** The kernel that the metapackage linux-image-ARCH names. */
-export function newestKernel(packages: DebianPackage[], architecture: string): DebianPackage {
-  const meta = packages.find((pkg) => pkg.name === `linux-image-${architecture}`);
-  const name = meta?.depends.split(/[ ,(]+/).find((word) => word.startsWith("linux-image-"));
-  const kernel = packages.find((pkg) => pkg.name === name);
+/**
+ * The package of the kernel that the metapackage linux-image-ARCH names, and those that it is split
+ * into where it is itself only a name for them: linux-binary-VERSION and linux-modules-VERSION.
+ */
+function kernelPackages(packages: readonly DebianPackage[], architecture: string): DebianPackage[] {
+  const find = (name: string | undefined) => packages.find((pkg) => pkg.name === name);
+  const dependencies = (pkg: DebianPackage | undefined) => pkg?.depends.split(/[ ,(|]+/) ?? [];
+  const meta = find(`linux-image-${architecture}`);
+  const kernel = find(dependencies(meta).find((word) => word.startsWith("linux-image-")));
   if (kernel === undefined) throw new ImageError(`the suite has no kernel for ${architecture}`);
-  return kernel;
+  const parts = dependencies(kernel).filter((word) => /^linux-(binary|modules)-/.test(word))
+    .map((name) => {
+      const part = find(name);
+      if (part === undefined) throw new ImageError(`the suite has no ${name}`);
+      return part;
+    });
+  return [kernel, ...parts];
+}
+
+/** Debian 13 keeps kernels in /boot, later releases beside their modules. */
+function isKernel(path: string): boolean {
+  return /^(boot|usr\/lib\/modules\/[^/]+)\/vmlinu[^/]*$/.test(path);
 }
 
 /** Folders of the module tree that MODULES and their needs come from: the rest is not unpacked. */

@@ -214,6 +214,31 @@ Deno.test({
 });
 
 Deno.test({
+  name: "makeDebianImage() finds a kernel that is split into packages",
+  ...mirrorNeeds,
+  async fn() {
+    await withMirror(async (mirror, options) => {
+      const deb = (name: string) => mirror.files.get(`pool/main/${name}.deb`) ?? new Uint8Array();
+      await mirror.publish("trixie", [
+        { name: "linux-binary-1-riscv64", deb: deb("linux-image-1-riscv64") },
+        {
+          name: "linux-image-1-riscv64",
+          depends: "dracut | initramfs-tools, linux-binary-1-riscv64 (= 1-1)",
+          deb: deb("linux-image-riscv64"),
+        },
+        {
+          name: "linux-image-riscv64",
+          depends: "linux-image-1-riscv64 (= 1-1)",
+          deb: deb("linux-image-riscv64"),
+        },
+        { name: "busybox-static", deb: deb("busybox-static") },
+      ]);
+      assertEquals((await makeDebianImage(options)).kernel.length, 50000);
+    });
+  },
+});
+
+Deno.test({
   name: "makeDebianImage() continues a download that broke off",
   ...mirrorNeeds,
   async fn() {

@@ -9,10 +9,9 @@ import {
   aptMirror,
   type ArchiveOptions,
   DEBIAN_KEYRING,
-  fetchPackage,
   parsePackages,
 } from "../../src/image/debian_archive.ts";
-import { imageFromPackages, makeDebianImage, newestKernel } from "../../src/image/debian_image.ts";
+import { imageOfIndex, isImagePackage, makeDebianImage } from "../../src/image/debian_image.ts";
 import { decompress } from "../../src/image/decompress.ts";
 import { get } from "../../src/image/download.ts";
 import { ImageError } from "../../src/image/errors.ts";
@@ -55,17 +54,7 @@ async function imageOfUnsignedIndex(options: ArchiveOptions) {
   const url = `${options.mirror}/dists/${options.suite}/main/binary-riscv64/Packages.xz`;
   const { body } = await get(url);
   if (body === null) throw new ImageError(`${url}: no content`);
-  const packages = await parsePackages(
-    decompress(url, body),
-    (name) => name === "busybox-static" || name.startsWith("linux-image-"),
-  );
-  const busybox = packages.find((pkg) => pkg.name === "busybox-static");
-  if (busybox === undefined) throw new ImageError("no busybox-static");
-  return await imageFromPackages({
-    kernel: await fetchPackage(newestKernel(packages, options.architecture), options),
-    busybox: await fetchPackage(busybox, options),
-    description: "",
-  });
+  return await imageOfIndex(await parsePackages(decompress(url, body), isImagePackage), options);
 }
 
 async function exists(path: string): Promise<boolean> {
