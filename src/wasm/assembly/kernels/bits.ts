@@ -103,9 +103,6 @@ export function nextClear(bits: usize, start: u32, end: u32): u32 {
   return index < end ? index : end;
 }
 
-/** Vectors whose bytes, 8 bits each at most, can be summed in bytes: 31 * 8 < 256. */
-const VECTORS_PER_BLOCK: u32 = 31;
-
 /** How many bits of `[start, end)` are set. */
 export function count(bits: usize, start: u32, end: u32): u32 {
   if (start >= end) return 0;
@@ -116,20 +113,17 @@ export function count(bits: usize, start: u32, end: u32): u32 {
   }
   let total: u32 = <u32> popcnt<u64>(load<u64>(first) & headMask(start));
   let at: usize = first + 8;
-  let sums: v128 = i32x4.splat(0);
-  while (at + 16 <= last) {
-    let bytes: v128 = i8x16.splat(0);
-    for (let i: u32 = 0; i < VECTORS_PER_BLOCK && at + 16 <= last; i++) {
-      bytes = i8x16.add(bytes, i8x16.popcnt(v128.load(at)));
-      at += 16;
-    }
-    sums = i32x4.add(
-      sums,
-      i32x4.extadd_pairwise_i16x8_u(i16x8.extadd_pairwise_i8x16_u(bytes)),
-    );
+  // Words, not vectors: the processor counts the bits of a word in one instruction, those of a
+  // vector's bytes in many. Measured: 0.6 of a plain copy's speed where vectors gave 0.3 to 0.5.
+  let sum: u64 = 0;
+  while (at + 64 <= last) {
+    sum += (popcnt<u64>(load<u64>(at)) + popcnt<u64>(load<u64>(at, 8))) +
+      (popcnt<u64>(load<u64>(at, 16)) + popcnt<u64>(load<u64>(at, 24))) +
+      (popcnt<u64>(load<u64>(at, 32)) + popcnt<u64>(load<u64>(at, 40))) +
+      (popcnt<u64>(load<u64>(at, 48)) + popcnt<u64>(load<u64>(at, 56)));
+    at += 64;
   }
-  total += i32x4.extract_lane(sums, 0) + i32x4.extract_lane(sums, 1) +
-    i32x4.extract_lane(sums, 2) + i32x4.extract_lane(sums, 3);
+  total += <u32> sum;
   while (at < last) {
     total += <u32> popcnt<u64>(load<u64>(at));
     at += 8;
