@@ -32,6 +32,15 @@ export function printTable(rows: readonly (readonly string[])[]): void {
   }
 }
 
+/** Exit status of a program whose reader went away, as shells report it. */
+const BROKEN_PIPE = 141;
+
 function writeAll(writer: { writeSync(bytes: Uint8Array): number }, bytes: Uint8Array): void {
-  for (let done = 0; done < bytes.length;) done += writer.writeSync(bytes.subarray(done));
+  try {
+    for (let done = 0; done < bytes.length;) done += writer.writeSync(bytes.subarray(done));
+  } catch (error) {
+    // Whoever reads has enough: `ovis vm log demo | head`.
+    if (error instanceof Deno.errors.BrokenPipe) Deno.exit(BROKEN_PIPE);
+    throw error;
+  }
 }

@@ -373,7 +373,13 @@ export class Machine {
         createNew: true,
         mode: 0o600,
       });
-      await file.truncate(disk.sizeBytes);
+      try {
+        await file.truncate(disk.sizeBytes);
+      } catch (error) {
+        const message = `disk ${disk.name} of ${disk.sizeBytes} bytes can't be made in the data ` +
+          `folder's file system: ${(error as Error).message}`;
+        throw new ServiceError("noSpace", message, { cause: error });
+      }
       await file.sync();
     }
   }

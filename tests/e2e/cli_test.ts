@@ -181,3 +181,27 @@ function leftovers(folder: string): string[] {
   return [...Deno.readDirSync(folder)].map(({ name }) => name)
     .filter((name) => name.startsWith("ovis"));
 }
+
+Deno.test("ovis vm log | head ends quietly once its reader has enough", async () => {
+  await withFolder(async (folder) => {
+    await using service = await Service.start(`${folder}/data`);
+    await service.call("POST", "/v1/vms", { name: "piped", image: "demo" });
+    const child = spawn(["vm", "log", "--follow", "piped"], {
+      folder,
+      environment: { OVIS_URL: service.url, OVIS_TOKEN: TOKEN },
+    });
+    const reader = child.stdout.getReader();
+    assertEquals((await reader.read()).done, false);
+    await reader.cancel();
+    const input = `/v1/vms/piped/console/input`;
+    let hasEnded = false;
+    const status = child.status.finally(() => hasEnded = true);
+    while (!hasEnded) {
+      await service.call("POST", input, new TextEncoder().encode("help\r"));
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    assertEquals((await status).code, 141);
+    const errors = await new Response(child.stderr).text();
+    assert(!errors.includes("ovis:"), errors);
+  });
+});
