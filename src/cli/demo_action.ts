@@ -152,7 +152,7 @@ async function show(client: Client, guest: DemoGuest, steps: Steps): Promise<voi
   await guest.overwrite(console);
   steps.done(`the guest overwrote all of it; its SHA-256 now: ${await guest.hash(console)}`);
 
-  for (const [way, hash] of await readThreeWays(client, view)) {
+  for await (const [way, hash] of readThreeWays(client, view)) {
     if (hash !== before) throw new Error(`${way} gave ${hash}, not what the guest had`);
     steps.done(`read ${way}: ${hash}, as it was`);
   }
@@ -161,27 +161,27 @@ async function show(client: Client, guest: DemoGuest, steps: Steps): Promise<voi
   steps.done(`the view cost ${copied / MiB} MiB of copies`);
 }
 
-async function readThreeWays(
+/** Reads all of a view in three ways, one after the other: how, and what its hash is. */
+async function* readThreeWays(
   client: Client,
   view: Fleecing["exports"][number],
-): Promise<[string, string][]> {
+): AsyncGenerator<[way: string, hash: string]> {
   const { ticket } = await client.call<{ ticket: string }>(
     "POST",
     `/v1/exports/${encodeURIComponent(view.name)}/tickets`,
   );
-  const overWebSocket = await hashDisk(await connect(view.websocket, { ticket }));
+  yield ["over NBD in a WebSocket", await hashDisk(await connect(view.websocket, { ticket }))];
+
   const nbd = new URL(view.nbd.replace(/^nbd:/, "http:"));
   const stream = await connectTcp({ host: nbd.hostname, port: Number(nbd.port) });
   const exportName = decodeURIComponent(nbd.pathname.slice(1));
-  const overTcp = await hashDisk(new RemoteDisk(await NbdClient.connect(stream, { exportName })));
+  const overTcp = new RemoteDisk(await NbdClient.connect(stream, { exportName }));
+  yield ["over NBD on TCP", await hashDisk(overTcp)];
+
   const { body } = await client.request("GET", new URL(view.content).pathname);
   const hash = createHash("sha256");
   for await (const chunk of body ?? []) hash.update(chunk);
-  return [
-    ["over NBD in a WebSocket", overWebSocket],
-    ["over NBD on TCP", overTcp],
-    ["over HTTP", hash.digest("hex")],
-  ];
+  yield ["over HTTP", hash.digest("hex")];
 }
 
 async function hashDisk(disk: RemoteDisk): Promise<string> {
