@@ -1,12 +1,13 @@
 /** Real firmware and kernels, booted through the service as its users do; the console decides. */
 import { assertMatch } from "@std/assert";
 import { needs } from "../support/clients.ts";
-import { debianFiles } from "../support/debian.ts";
+import { findDebian } from "../support/debian.ts";
 import { Service, ServiceConsole } from "../support/service.ts";
 
 const OPENSBI = "/usr/lib/riscv64-linux-gnu/opensbi/generic";
 const U_BOOT = "/usr/lib/u-boot/qemu-riscv64_smode";
 const MiB = 1024 * 1024;
+const debian = await findDebian();
 
 interface Boot {
   kernel?: string;
@@ -54,25 +55,25 @@ async function useShell(console: ServiceConsole, service: Service, processors = 
   }
 }
 
-Deno.test("Debian's kernel boots to a shell with the built-in SBI", async () => {
-  await withMachine(await debianFiles(), async (console, service) => {
-    await useShell(console, service);
+for (const harts of [1, 2]) {
+  Deno.test({
+    name: `Debian's kernel boots to a shell with the built-in SBI, harts: ${harts}`,
+    ignore: debian.ignore,
+    async fn() {
+      await withMachine(debian.files, async (console, service) => {
+        await useShell(console, service, harts);
+      }, harts);
+    },
   });
-});
-
-Deno.test("Debian's kernel boots on two harts", async () => {
-  await withMachine(await debianFiles(), async (console, service) => {
-    await useShell(console, service, 2);
-  }, 2);
-});
+}
 
 for (const name of ["fw_dynamic", "fw_jump"]) {
   Deno.test({
     name: `Debian's kernel boots to a shell through OpenSBI's ${name}`,
-    ...needs(`${OPENSBI}/${name}.bin`),
+    ignore: debian.ignore || needs(`${OPENSBI}/${name}.bin`).ignore,
     async fn() {
       const firmware = `${OPENSBI}/${name}.bin`;
-      await withMachine({ ...await debianFiles(), firmware }, async (console, service) => {
+      await withMachine({ ...debian.files, firmware }, async (console, service) => {
         await console.waitFor(/OpenSBI v\d/);
         await useShell(console, service);
       });
