@@ -3,8 +3,8 @@
  * out.
  */
 import { assertEquals } from "@std/assert";
-import { chromium } from "playwright-core";
-import { findProgram, needs } from "../support/clients.ts";
+import { TestBrowser } from "../support/browser.ts";
+import { needs } from "../support/clients.ts";
 import { type FleecingAnswer, Service, ServiceConsole } from "../support/service.ts";
 
 const MiB = 1024 * 1024;
@@ -15,7 +15,6 @@ Deno.test({
   ...needs("chromium"),
   async fn() {
     const folder = await Deno.makeTempDir();
-    const profile = await Deno.makeTempDir();
     try {
       await using service = await Service.start(folder);
       await service.call("POST", "/v1/vms", {
@@ -38,45 +37,28 @@ Deno.test({
         `/v1/exports/${view?.name}/tickets`,
       );
       const writes = guest.demo("stress 0 2 20000");
-      const context = await chromium.launchPersistentContext(profile, {
-        executablePath: findProgram("chromium") ?? "chromium",
-        headless: true,
-        args: [
-          "--no-sandbox",
-          "--disable-gpu",
-          "--disable-quic",
-          "--no-first-run",
-          "--disable-background-networking",
-          "--disable-component-update",
-          "--disable-sync",
-        ],
-      });
-      try {
-        const page = await context.newPage();
-        await page.goto(`${service.url}/`);
-        // Runs in the page, so it can use nothing from here but its argument.
-        const seen = await page.evaluate(async ({ path, ticket }) => {
-          const library = "/client/client.js";
-          const { connect } = await import(library);
-          const disk = await connect(path, { ticket });
-          const bytes = await new Response(disk.stream()).arrayBuffer();
-          await disk.close();
-          const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-          const again = await connect(path, { ticket }).then(() => "let in", () => "refused");
-          return {
-            sizeBytes: disk.sizeBytes,
-            hash: [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join(""),
-            again,
-          };
-        }, { path: `/v1/exports/${view?.name}/nbd`, ticket });
-        assertEquals(seen, { sizeBytes: DISK_BYTES, hash: before, again: "refused" });
-      } finally {
-        await context.close();
-      }
+      await using browser = await TestBrowser.start();
+      const page = await browser.context.newPage();
+      await page.goto(`${service.url}/`);
+      // Runs in the page, so it can use nothing from here but its argument.
+      const seen = await page.evaluate(async ({ path, ticket }) => {
+        const library = "/client/client.js";
+        const { connect } = await import(library);
+        const disk = await connect(path, { ticket });
+        const bytes = await new Response(disk.stream()).arrayBuffer();
+        await disk.close();
+        const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+        const again = await connect(path, { ticket }).then(() => "let in", () => "refused");
+        return {
+          sizeBytes: disk.sizeBytes,
+          hash: [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join(""),
+          again,
+        };
+      }, { path: `/v1/exports/${view?.name}/nbd`, ticket });
+      assertEquals(seen, { sizeBytes: DISK_BYTES, hash: before, again: "refused" });
       await writes;
     } finally {
       await Deno.remove(folder, { recursive: true });
-      await Deno.remove(profile, { recursive: true });
     }
   },
 });
