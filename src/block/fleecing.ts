@@ -26,7 +26,11 @@ import { FileNode } from "./drivers/file.ts";
 import type { BlockEdge } from "./edge.ts";
 import { BlockError, toBlockError } from "./errors.ts";
 import { SnapshotExport } from "./exports/snapshot_export.ts";
-import { CopyBeforeWriteNode, type OnCbwError } from "./filters/copy_before_write.ts";
+import {
+  type CopyBeforeWriteInfo,
+  CopyBeforeWriteNode,
+  type OnCbwError,
+} from "./filters/copy_before_write.ts";
 import { SnapshotAccessNode } from "./filters/snapshot_access.ts";
 import type { BlockGraph } from "./graph.ts";
 import type { BlockNode } from "./node.ts";
@@ -75,30 +79,14 @@ export interface FleecingOptions {
   onBroken?: (disk: string, error: BlockError) => void;
 }
 
-/** One disk of a fleecing, as it stands: FleecingDiskInfo of machine/messages.ts. */
-export interface FleecingDiskState {
+/** One disk of a fleecing, as it stands. */
+export interface FleecingDiskInfo extends CopyBeforeWriteInfo {
   /** The disk's name. */
   disk: string;
-  /** Its view's name. */
+  /** By which NBD and HTTP open its view. */
   exportName: string;
-  /** The disk's size, and the view's. */
+  /** The disk's size in bytes, and the view's. */
   sizeBytes: number;
-  /** Unit of copying. */
-  clusterSizeBytes: number;
-  /** Data that was copied; zeroes do not count. */
-  copiedBytes: number;
-  /** Clusters that were copied, as data or as zeroes. */
-  clustersDone: number;
-  /** Clusters that were protected at the start. */
-  clustersTotal: number;
-  /** Reads that were refused: forbidden, discarded, or broken. */
-  refusedReads: number;
-  /** Time that guest requests waited for copies and for readers. */
-  guestWaitMs: number;
-  /** Old data that the target holds now. */
-  scratchUsedBytes: number;
-  /** Why the snapshot can't be read any more, or null. */
-  brokenBy: string | null;
 }
 
 /** A disk's part of the graph, as far as it was made. */
@@ -148,7 +136,7 @@ export class Fleecing {
   }
 
   /** How it stands, disk by disk. */
-  info(): FleecingDiskState[] {
+  info(): FleecingDiskInfo[] {
     return this.#parts.flatMap(({ disk, filter }) => {
       if (filter === null) return [];
       const { name, exportName } = disk;

@@ -5,10 +5,8 @@
  */
 
 import { gunzipSync, zstdDecompressSync } from "node:zlib";
-import * as xzModule from "xz-decompress";
-
-// A CommonJS package: its declarations name the export, which is a property of the default one.
-const { XzReadableStream } = (xzModule as unknown as { default: typeof xzModule }).default;
+// A CommonJS bundle whose names this runtime cannot see: taken from its default export.
+import xz from "xz-decompress";
 
 /** What is known by its first bytes. */
 export type Compression = "gzip" | "zstd" | "xz";
@@ -94,7 +92,7 @@ async function decompressXz(
   const chunks: Uint8Array[] = [];
   let length = 0;
   const source = new Blob([bytes]).stream();
-  for await (const chunk of new XzReadableStream(source)) {
+  for await (const chunk of new xz.XzReadableStream(source)) {
     length += chunk.length;
     if (length > maxBytes) throw tooLarge(maxBytes);
     // The decompressor reuses its buffer.

@@ -12,6 +12,7 @@
  */
 
 import type { BlockErrorCode } from "../block/errors.ts";
+import type { FleecingDiskInfo } from "../block/fleecing.ts";
 
 /** A disk of a machine: one raw file. */
 export interface DiskConfig {
@@ -91,31 +92,7 @@ export interface FleecingRequest {
   scratchMaxBytes: number | null;
 }
 
-/** One disk of a fleecing, as it stands. */
-export interface FleecingDiskInfo {
-  /** The disk's name in its machine. */
-  disk: string;
-  /** By which NBD and HTTP open the view. */
-  exportName: string;
-  /** Of the disk. */
-  sizeBytes: number;
-  /** The unit of copies. */
-  clusterSizeBytes: number;
-  /** Copied aside as data; clusters of zeroes don't count. */
-  copiedBytes: number;
-  /** Clusters copied, also those of zeroes. */
-  clustersDone: number;
-  /** Clusters that the view protects: all of the disk without a bitmap. */
-  clustersTotal: number;
-  /** Reads that were refused: forbidden, discarded, or broken. */
-  refusedReads: number;
-  /** Time that guest requests waited for copies and for frozen reads, in milliseconds. */
-  guestWaitMs: number;
-  /** Room that the copies take in the temporary image. */
-  scratchUsedBytes: number;
-  /** The first failed copy under break-snapshot: then every read is refused. */
-  brokenBy: string | null;
-}
+export type { FleecingDiskInfo };
 
 /** A fleecing, as it stands. */
 export interface FleecingInfo {

@@ -84,19 +84,19 @@ export interface CopyBeforeWriteOptions {
 
 /** How a filter stands. */
 export interface CopyBeforeWriteInfo {
-  /** Unit of copying. */
+  /** Unit of copying, in bytes. */
   clusterSizeBytes: number;
-  /** Data that was copied; zeroes do not count. */
+  /** Bytes of data that were copied; zeroes do not count. */
   copiedBytes: number;
   /** Clusters that were copied, as data or as zeroes. */
   clustersDone: number;
-  /** Clusters that were protected at the start. */
+  /** Clusters that were protected at the start: all of the disk without a bitmap. */
   clustersTotal: number;
   /** Reads that were refused: forbidden, discarded, or broken. */
   refusedReads: number;
-  /** Time that guest requests waited for copies and for readers. */
+  /** Milliseconds that guest requests waited for copies and for readers. */
   guestWaitMs: number;
-  /** Old data that the target holds now. */
+  /** Bytes of old data that the target holds now. */
   scratchUsedBytes: number;
   /** Why the snapshot can't be read any more, or null. */
   brokenBy: string | null;
