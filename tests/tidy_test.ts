@@ -14,7 +14,8 @@ const MAY_IMPORT: Record<string, string[]> = {
   "wasm": ["limits.ts"],
   "block": ["limits.ts", "wasm"],
   "nbd": ["limits.ts", "block"],
-  "machine": ["limits.ts", "block", "nbd", "wasm"],
+  "qmp": ["limits.ts", "version.ts", "block", "nbd", "wasm"],
+  "machine": ["limits.ts", "block", "nbd", "qmp", "wasm"],
   "vm": ["limits.ts", "config.ts", "machine", "wasm", "block/errors.ts"],
   "image": ["limits.ts"],
   "http": [
@@ -36,6 +37,8 @@ const MAY_IMPORT: Record<string, string[]> = {
     "vm",
     "image",
     "machine",
+    "block",
+    "qmp",
     "nbd",
     "client",
     "wasm",
