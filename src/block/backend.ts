@@ -37,6 +37,10 @@ export interface BlockBackendOptions {
   perm: number;
   /** Permissions that others may have beside it. */
   shared: number;
+  /** As error messages name it; made of the name unless given. */
+  description?: string;
+  /** The edge's name, "root" unless given. */
+  edgeName?: string;
 }
 
 /** Counters of one kind of request. */
@@ -82,6 +86,7 @@ export class BlockBackend implements EdgeParent {
 
   /** Block status and snapshot requests: counted in flight, not shown. */
   readonly #other = noOperations();
+  readonly #description: string;
   #inFlightCount = 0;
   #drainDepth = 0;
   /** A drained section covers the backend, or its queue is being started. */
@@ -89,6 +94,7 @@ export class BlockBackend implements EdgeParent {
   #isReleased = false;
   #queue: HeldRequest[] = [];
   #idleWaiters: (() => void)[] = [];
+  #freeWaiters: (() => void)[] = [];
 
   /**
    * Takes its permissions at once. Throws a BlockError (EPERM, ENOENT) where it can't have them.
@@ -96,7 +102,10 @@ export class BlockBackend implements EdgeParent {
   constructor(graph: BlockGraph, options: BlockBackendOptions) {
     this.name = options.name;
     this.graph = graph;
-    this.root = new BlockEdge(this, "root", "root", graph.get(options.nodeName));
+    this.#description = options.description ??
+      (this.name === "" ? "an unnamed block device" : `block device '${this.name}'`);
+    const edgeName = options.edgeName ?? "root";
+    this.root = new BlockEdge(this, edgeName, "root", graph.get(options.nodeName));
     this.root.perm = options.perm;
     this.root.shared = options.shared;
     graph.attachBackend(this);
@@ -113,7 +122,7 @@ export class BlockBackend implements EdgeParent {
   }
 
   get description(): string {
-    return this.name === "" ? "an unnamed block device" : `block device '${this.name}'`;
+    return this.#description;
   }
 
   /** Requests that a node is working on. */
@@ -191,11 +200,37 @@ export class BlockBackend implements EdgeParent {
     });
   }
 
+  // Operations of several requests, for jobs: what has begun must be able to end while a drained
+  // section waits for it, so that the requests of an operation go to the nodes directly.
+
+  /** New operations have to wait: see `whenFree`. */
+  get isHeld(): boolean {
+    return this.#isHeld;
+  }
+
+  /** Resolves when no drained section covers the backend, or it was released. Look again then. */
+  whenFree(): Promise<void> {
+    if (!this.#isHeld || this.#isReleased) return Promise.resolve();
+    return new Promise((resolve) => this.#freeWaiters.push(resolve));
+  }
+
+  /** An operation begins, which drained sections wait for. The backend must not be held. */
+  beginOperation(): void {
+    assert(!this.#isHeld, "an operation begins in a drained section");
+    this.#begin();
+  }
+
+  /** It ended. */
+  endOperation(): void {
+    this.#end();
+  }
+
   /** Gives the node back: later and queued requests fail, those in flight are waited for. */
   async release(): Promise<void> {
     if (!this.#isReleased) {
       this.#isReleased = true;
       for (const request of this.#queue.splice(0)) request.reject(this.#released());
+      for (const wake of this.#freeWaiters.splice(0)) wake();
     }
     await this.idle();
     this.graph.detachBackend(this);
@@ -222,6 +257,7 @@ export class BlockBackend implements EdgeParent {
     // A request started here may begin another drained section: the rest then waits for that one.
     while (this.#drainDepth === 0 && this.#queue.length > 0) this.#queue.shift()?.start();
     this.#isHeld = this.#drainDepth > 0;
+    if (!this.#isHeld) { for (const wake of this.#freeWaiters.splice(0)) wake(); }
   }
 
   #read(offset: number, target: IoVector): MaybePromise<void> {

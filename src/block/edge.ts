@@ -39,6 +39,8 @@ export class BlockEdge {
   perm = 0;
   /** The permissions that the parent lets others take. */
   shared: number = PERM_ALL;
+  /** How many jobs rely on this edge: while any does, it leads to no other node. */
+  frozenCount = 0;
 
   /** The edge counts once the graph has it: see BlockGraph. */
   constructor(

@@ -15,7 +15,7 @@
 
 import { assert } from "./assert.ts";
 import { BlockBackend } from "./backend.ts";
-import type { BlockEdge } from "./edge.ts";
+import { BlockEdge } from "./edge.ts";
 import { BlockError } from "./errors.ts";
 import { BlockNode } from "./node.ts";
 import { parentsFirst, planPermissions } from "./permissions.ts";
@@ -159,15 +159,13 @@ export class BlockGraph {
     const previous = new Map<BlockEdge, BlockNode>();
     for (const edge of edges) {
       if (edge.node === node) continue;
+      checkNotFrozen(edge, node);
       assert(
         this.#isDrained(edge.node),
         `${edge.node.description} is replaced outside a drained section`,
       );
       if (edge.parent instanceof BlockNode && reaches(node, edge.parent)) {
-        throw new BlockError(
-          "EINVAL",
-          `Making '${node.nodeName}' a child of '${edge.parent.nodeName}' would create a cycle`,
-        );
+        throw cycle(edge.parent, node);
       }
       previous.set(edge, edge.node);
     }
@@ -177,6 +175,31 @@ export class BlockGraph {
       for (const [edge, before] of previous) moveEdge(edge, before);
     });
     for (const edge of previous.keys()) notifyReplaced(edge);
+  }
+
+  /**
+   * Gives a node another backing node, or none. A drained section must cover the node. Throws a
+   * BlockError and changes nothing where the node can't have one, on a loop, and on a conflict.
+   */
+  setBacking(parent: BlockNode, node: BlockNode | null): void {
+    this.#checkMember(parent);
+    const edge = parent.backing;
+    if (edge !== null && node !== null) return this.replaceChild(edge, node);
+    assert(this.#isDrained(parent), `${parent.description} changes outside a drained section`);
+    if (edge !== null) {
+      checkNotFrozen(edge, null);
+      return this.#changeChild(edge, false);
+    }
+    if (node === null) return;
+    this.#checkMember(node);
+    if (!parent.supportsBacking) {
+      throw new BlockError(
+        "EINVAL",
+        `Driver '${parent.driver}' of node '${parent.nodeName}' does not support backing files`,
+      );
+    }
+    if (reaches(node, parent)) throw cycle(parent, node);
+    this.#changeChild(new BlockEdge(parent, "backing", "cow", node), true);
   }
 
   /** Changes a node's size, if all its users allow that, between two requests. */
@@ -253,6 +276,22 @@ export class BlockGraph {
       throw error;
     }
     for (const section of this.#sections) section.extend();
+  }
+
+  /** Adds a child's edge to its parent, a node, or takes it away. */
+  #changeChild(edge: BlockEdge, isAdded: boolean): void {
+    const { parent, node } = edge;
+    assert(parent instanceof BlockNode, "a child's parent is a node");
+    const attach = (): void => {
+      parent.attachChild(edge);
+      node.addParent(edge);
+    };
+    const detach = (): void => {
+      parent.detachChild(edge);
+      node.removeParent(edge);
+    };
+    if (isAdded) this.#change(attach, detach);
+    else this.#change(detach, attach);
   }
 
   #detach(node: BlockNode): void {
@@ -369,7 +408,26 @@ function inUse(node: BlockNode): BlockError {
   return new BlockError("EBUSY", `Node ${node.nodeName} is in use`);
 }
 
-function filteredChild(node: BlockNode): BlockEdge | undefined {
+function cycle(parent: BlockNode, node: BlockNode): BlockError {
+  return new BlockError(
+    "EINVAL",
+    `Making '${node.nodeName}' a child of '${parent.nodeName}' would create a cycle`,
+  );
+}
+
+function checkNotFrozen(edge: BlockEdge, node: BlockNode | null): void {
+  if (edge.frozenCount === 0) return;
+  const from = edge.parent instanceof BlockNode ? edge.parent.nodeName : edge.parent.description;
+  throw new BlockError(
+    "EPERM",
+    node === null
+      ? `Cannot remove frozen '${edge.name}' link from '${from}' to '${edge.node.nodeName}'`
+      : `Cannot change frozen '${edge.name}' link from '${from}' to '${edge.node.nodeName}'`,
+  );
+}
+
+/** The edge to the child whose content a filter shows; undefined where the node is none. */
+export function filteredChild(node: BlockNode): BlockEdge | undefined {
   for (const edge of node.children.values()) {
     if (edge.role === "filtered") return edge;
   }

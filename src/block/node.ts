@@ -15,6 +15,7 @@
  */
 
 import { assert } from "./assert.ts";
+import type { BitmapStore } from "./bitmap_store.ts";
 import { BlockEdge, type ChildRole } from "./edge.ts";
 import { BlockError } from "./errors.ts";
 import type { BlockGraph } from "./graph.ts";
@@ -62,8 +63,8 @@ export interface NodeObserver {
   resizing(sizeBytes: number): void;
   /** The node has another size now. */
   resized(sizeBytes: number): void;
-  /** The node is closed. */
-  closed(): void;
+  /** The node is about to be closed: nobody uses it any more, its children still answer. */
+  closed(): MaybePromise<void>;
 }
 
 const WRITE_FLAGS = REQ_FUA | REQ_WRITE_UNCHANGED;
@@ -123,6 +124,16 @@ export abstract class BlockNode {
   /** As error messages name it. */
   get description(): string {
     return `node '${this.#nodeName}'`;
+  }
+
+  /** The edge to what is read where this node holds nothing itself, null where there is none. */
+  get backing(): BlockEdge | null {
+    return this.#children.get("backing") ?? null;
+  }
+
+  /** Whether the node may get a backing node, or lose it, while it stands: see setBacking. */
+  get supportsBacking(): boolean {
+    return false;
   }
 
   /** The graph that the node is part of, null before `add` and after `remove`. */
@@ -296,6 +307,19 @@ export abstract class BlockNode {
     return null;
   }
 
+  /** What keeps the node's dirty bitmaps with it, null where nothing can. */
+  get bitmapStore(): BitmapStore | null {
+    return null;
+  }
+
+  /**
+   * Writes another backing file name, or none, into the image. What the node reads from now does
+   * not change. Not supported by default.
+   */
+  changeBackingFile(_fileName: string | null, _format: string | null): MaybePromise<void> {
+    throw this.notSupported("a backing file");
+  }
+
   /** Facts about the node for its description: strings, numbers, booleans (see node_info.ts). */
   details(): Record<string, string | number | boolean | null> {
     return {};
@@ -369,6 +393,17 @@ export abstract class BlockNode {
     this.#parents.delete(edge);
   }
 
+  /** The node has a child more. */
+  attachChild(edge: BlockEdge): void {
+    assert(!this.#children.has(edge.name), `two children named ${edge.name}`);
+    this.#children.set(edge.name, edge);
+  }
+
+  /** The node has a child less. */
+  detachChild(edge: BlockEdge): void {
+    this.#children.delete(edge.name);
+  }
+
   /** After another node took a child's place. */
   childReplaced(edge: BlockEdge): void {
     this.onChildResized(edge);
@@ -394,8 +429,11 @@ export abstract class BlockNode {
   async #close(): Promise<void> {
     assert(this.#parents.size === 0, `node '${this.#nodeName}' is closed while in use`);
     while (this.#background.size > 0) await Promise.all(this.#background);
-    this.#observer?.closed();
-    await this.doClose();
+    try {
+      await this.#observer?.closed();
+    } finally {
+      await this.doClose();
+    }
   }
 
   #write(offset: number, source: IoVector, flags: number): MaybePromise<void> {
