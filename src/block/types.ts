@@ -4,6 +4,8 @@
  * @module
  */
 
+import type { BlockNode } from "./node.ts";
+
 /**
  * Done at once, or later. A local file answers within the call (synchronous positional I/O is ten
  * to forty times cheaper on this runtime), a remote one does not; a caller on a hot path tests with
@@ -32,12 +34,19 @@ export const STATUS_ZERO = 2;
 /** This node, not its backing node, decides the content. */
 export const STATUS_ALLOCATED = 4;
 
+/** The node holds the data compressed. */
+export const STATUS_COMPRESSED = 8;
+
 /** The state of a run that starts at the offset asked for. */
 export interface BlockStatus {
   /** Bytes that share these flags, at least 1, at most what was asked for. */
   length: number;
   /** STATUS_* flags. */
   flags: number;
+  /**
+   * Where a format's node keeps the run, in one piece and as it is: at `offset` of its child node.
+   */
+  host?: { node: BlockNode; offset: number };
 }
 
 // Permissions on a node, named as QEMU's BLK_PERM_*. Combined with `|`.
