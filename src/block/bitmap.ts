@@ -181,6 +181,11 @@ export class Bitmap implements Disposable {
     this.#functions.andNot(this.#live(), other.#live(), this.#byteCount);
   }
 
+  /** A bitmap of the same shape, all clear. */
+  emptyCopy(): Bitmap {
+    return new Bitmap(this.#kernels, this);
+  }
+
   /** A copy for a disk of another size: what is beyond either end is lost, what is new is clear. */
   resized(sizeBytes: number): Bitmap {
     const copy = new Bitmap(this.#kernels, { sizeBytes, granularity: this.granularity });
@@ -188,6 +193,17 @@ export class Bitmap implements Disposable {
     functions.merge(copy.#live(), this.#live(), Math.min(copy.#byteCount, this.#byteCount));
     functions.clearRange(copy.#live(), copy.bitCount, copy.#byteCount * 8);
     return copy;
+  }
+
+  /**
+   * The bytes `[start, end)` of the bits, least significant bit first, to be read or written at
+   * once: the view does not follow the memory's growth. Bits beyond the disk's end stay clear.
+   */
+  storage(start: number, end: number): Uint8Array {
+    if (!(start >= 0 && start <= end && end <= Math.ceil(this.bitCount / 8))) {
+      throw new RangeError(`[${start}, ${end}) is not inside the bitmap's bytes`);
+    }
+    return this.#kernels.bytes(this.#live() + start, end - start);
   }
 
   #live(): number {

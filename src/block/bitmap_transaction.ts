@@ -6,9 +6,10 @@
  * @module
  */
 
-import type { DirtyBitmapOptions, DirtyBitmaps } from "./dirty_bitmap.ts";
+import type { DirtyBitmap, DirtyBitmapOptions, DirtyBitmaps } from "./dirty_bitmap.ts";
 import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
+import type { MaybePromise } from "./types.ts";
 
 /** A bitmap by its node and name. */
 export interface BitmapReference {
@@ -30,15 +31,18 @@ export type BitmapAction =
 
 /** What an action leaves to be done at the transaction's end, whichever that is. */
 interface Prepared {
-  commit?: () => void;
+  commit?: () => MaybePromise<void>;
   undo: () => void;
 }
 
-/** Carries all actions out, or none: then throws the BlockError of the one that failed. */
+/**
+ * Carries all actions out within the call, or none: then throws the BlockError of the one that
+ * failed. What is returned ends, never badly, when removed bitmaps are gone from their disks too.
+ */
 export function runBitmapTransaction(
   bitmaps: DirtyBitmaps,
   actions: readonly BitmapAction[],
-): void {
+): MaybePromise<void> {
   const prepared: Prepared[] = [];
   try {
     for (const action of actions) prepared.push(prepare(bitmaps, action));
@@ -46,21 +50,27 @@ export function runBitmapTransaction(
     for (const { undo } of prepared.reverse()) undo();
     throw error;
   }
-  for (const { commit } of prepared) commit?.();
+  const pending = prepared.flatMap(({ commit }) => commit?.() ?? []);
+  if (pending.length > 0) return Promise.all(pending).then(() => {});
 }
 
 function prepare(bitmaps: DirtyBitmaps, action: BitmapAction): Prepared {
   switch (action.type) {
     case "add": {
       const bitmap = bitmaps.add(action.node, action.options);
-      return { undo: () => bitmaps.remove(action.node, bitmap.name) };
+      return {
+        undo: () => {
+          bitmaps.detach(bitmap);
+          bitmap.dispose();
+        },
+      };
     }
     case "remove": {
       const bitmap = bitmaps.get(action.node, action.name);
       bitmap.check("remove");
       bitmaps.detach(bitmap);
       return {
-        commit: () => bitmap.bits[Symbol.dispose](),
+        commit: () => removeStored(bitmaps, bitmap),
         undo: () => bitmaps.attach(bitmap),
       };
     }
@@ -82,6 +92,22 @@ function prepare(bitmaps: DirtyBitmaps, action: BitmapAction): Prepared {
     }
     case "abort":
       throw new BlockError("EINVAL", "Transaction aborted using Abort action");
+  }
+}
+
+/**
+ * There is no way back at a transaction's end. What can't be removed from the disk now is not stored
+ * again when its node closes, and until then counts as inconsistent there.
+ */
+function removeStored(bitmaps: DirtyBitmaps, bitmap: DirtyBitmap): MaybePromise<void> {
+  const ignore = (error: unknown): void => {
+    if (!(error instanceof BlockError)) throw error;
+  };
+  try {
+    const result = bitmaps.drop(bitmap);
+    return result instanceof Promise ? result.catch(ignore) : result;
+  } catch (error) {
+    ignore(error);
   }
 }
 

@@ -6,8 +6,20 @@
  * what requests through that node may have changed: after each request ends, also when it failed.
  *
  *   recording <--enable, disable--> not recording
- *   busy: somebody (an export) shows it; it goes on recording, but may not be cleared, removed, ...
+ *   busy: an export shows it or a job works on it; it goes on recording, but may not be cleared,
+ *         removed, ...
+ *   read-only: it was loaded from a disk that may not be written
  *   inconsistent: it may have missed a change; it can only be removed
+ *
+ * A job works on the bits as they are when it starts. What is written meanwhile is recorded by a
+ * successor, whose bits take the place of the old ones when the job did its work, or are added to
+ * them when it did not:
+ *
+ *   idle --createSuccessor--> busy --abdicate (the old bits are done with)--> idle
+ *                              \----reclaim (they are still needed)--------> idle
+ *
+ * A persistent bitmap is kept with its disk: `load` after the node was opened, `store` when it is
+ * closed or becomes read-only (see bitmap_store.ts).
  *
  * Names of calls, limits and error texts are QEMU's (block/dirty-bitmap.c,
  * block/monitor/bitmap-qmp-cmds.c).
@@ -17,9 +29,14 @@
 
 import { limits } from "../limits.ts";
 import type { Kernels } from "../wasm/kernels.ts";
+import { assert } from "./assert.ts";
 import { Bitmap, isPowerOfTwo } from "./bitmap.ts";
+import type { BitmapStore, BitmapToStore } from "./bitmap_store.ts";
 import { BlockError } from "./errors.ts";
+import { andThen } from "./maybe_promise.ts";
 import type { BlockNode, NodeObserver } from "./node.ts";
+import { runSteps, settle, type Steps } from "./steps.ts";
+import type { MaybePromise } from "./types.ts";
 
 const GRANULARITY_MIN = 512;
 const GRANULARITY_MAX = 2 ** 31;
@@ -37,7 +54,7 @@ export interface DirtyBitmapInfo {
   granularity: number;
   /** New writes are marked. */
   recording: boolean;
-  /** Somebody shows it. */
+  /** An export shows it or a job works on it. */
   busy: boolean;
   /** Stored with its disk. */
   persistent: boolean;
@@ -53,36 +70,65 @@ export interface DirtyBitmapOptions {
   granularity?: number;
   /** Doesn't record till it is enabled. */
   disabled?: boolean;
-  /** Stored with the disk: refused, since no driver here can do that. */
+  /** Kept with the disk, where its format can do that. */
   persistent?: boolean;
 }
 
 /** Which of a bitmap's states forbid an operation. */
 export type BitmapCheck = "modify" | "use" | "remove";
 
+/** How a bitmap comes to its node. */
+interface DirtyBitmapState {
+  isRecording: boolean;
+  isPersistent: boolean;
+  isReadOnly?: boolean;
+  isInconsistent?: boolean;
+}
+
 /** A bitmap at a node: its bits, its state and who uses it. */
 export class DirtyBitmap {
   /** New writes are marked. */
   isRecording: boolean;
   /** It may have missed a change: only its removal is possible. */
-  isInconsistent = false;
+  isInconsistent: boolean;
+  /** Its disk may not be written, so that it stays as it is stored. */
+  isReadOnly: boolean;
+  /** Kept with its disk. */
+  readonly isPersistent: boolean;
   #bits: Bitmap;
+  #successor: Bitmap | null = null;
   #userCount = 0;
 
   /** For DirtyBitmaps, which adds it to its node. */
-  constructor(readonly node: BlockNode, readonly name: string, bits: Bitmap, isRecording: boolean) {
+  constructor(
+    readonly node: BlockNode,
+    readonly name: string,
+    bits: Bitmap,
+    state: DirtyBitmapState,
+  ) {
     this.#bits = bits;
-    this.isRecording = isRecording;
+    this.isRecording = state.isRecording;
+    this.isPersistent = state.isPersistent;
+    this.isReadOnly = state.isReadOnly ?? false;
+    this.isInconsistent = state.isInconsistent ?? false;
   }
 
-  /** What is dirty. Not to be kept: another object takes its place when the bitmap is cleared. */
+  /**
+   * What is dirty, without what the successor recorded. Not to be kept: another object takes its
+   * place when the bitmap is cleared.
+   */
   get bits(): Bitmap {
     return this.#bits;
   }
 
-  /** Somebody shows it. */
+  /** What was written since the successor came, null where there is none. Not to be kept. */
+  get successorBits(): Bitmap | null {
+    return this.#successor;
+  }
+
+  /** An export shows it or a job works on it. */
   get isBusy(): boolean {
-    return this.#userCount > 0;
+    return this.#userCount > 0 || this.#successor !== null;
   }
 
   /** What a query shows. */
@@ -93,14 +139,14 @@ export class DirtyBitmap {
       granularity: this.#bits.granularity,
       recording: this.isRecording && !this.isInconsistent,
       busy: this.isBusy,
-      persistent: false,
+      persistent: this.isPersistent,
       inconsistent: this.isInconsistent,
     };
   }
 
   /**
    * Throws where an operation is refused: `modify` changes the bits, `use` reads them or switches
-   * the recording.
+   * the recording, `remove` takes the bitmap away.
    */
   check(check: BitmapCheck): void {
     if (this.isBusy) {
@@ -108,6 +154,9 @@ export class DirtyBitmap {
         "EBUSY",
         `Bitmap '${this.name}' is currently in use by another operation and cannot be used`,
       );
+    }
+    if (check !== "use" && this.isReadOnly) {
+      throw new BlockError("EPERM", `Bitmap '${this.name}' is readonly and cannot be modified`);
     }
     if (check !== "remove") this.checkConsistent();
   }
@@ -129,9 +178,41 @@ export class DirtyBitmap {
     };
   }
 
+  /**
+   * Makes the bitmap busy for a job, which may read `bits` and clear what it needs no more. Throws
+   * where the bitmap is busy, read-only or inconsistent, or there is no memory.
+   */
+  createSuccessor(): void {
+    this.check("modify");
+    this.#successor = this.#bits.emptyCopy();
+  }
+
+  /** Ends a job that needs the old bits no more: the bitmap has what was written since. */
+  abdicate(): void {
+    this.#bits[Symbol.dispose]();
+    this.#bits = this.#takeSuccessor();
+  }
+
+  /** Ends a job after which the old bits count: the bitmap has them and what was written since. */
+  reclaim(): void {
+    using successor = this.#takeSuccessor();
+    this.#bits.merge(successor);
+  }
+
   /** Marks what a request may have changed. */
   mark(offset: number, length: number): void {
-    if (this.isRecording && !this.isInconsistent) this.#bits.set(offset, length);
+    if (!this.isRecording || this.isInconsistent) return;
+    (this.#successor ?? this.#bits).set(offset, length);
+  }
+
+  /** The node's size changed, and nobody could refuse that. */
+  follow(sizeBytes: number): void {
+    if (this.isInconsistent) return;
+    this.replaceBits(this.#bits.resized(sizeBytes))[Symbol.dispose]();
+    if (this.#successor === null) return;
+    const successor = this.#successor.resized(sizeBytes);
+    this.#successor[Symbol.dispose]();
+    this.#successor = successor;
   }
 
   /** Puts other bits in the place of these, which the caller now owns. */
@@ -140,11 +221,26 @@ export class DirtyBitmap {
     this.#bits = bits;
     return previous;
   }
+
+  /** Gives the memory back. */
+  dispose(): void {
+    this.#bits[Symbol.dispose]();
+    this.#successor?.[Symbol.dispose]();
+  }
+
+  #takeSuccessor(): Bitmap {
+    const successor = this.#successor;
+    assert(successor !== null, `bitmap '${this.name}' has no successor`);
+    this.#successor = null;
+    return successor;
+  }
 }
 
 /** The dirty bitmaps of one node. */
 class NodeBitmaps implements NodeObserver {
   readonly byName = new Map<string, DirtyBitmap>();
+  /** All that is stored was loaded, so that what is here may take its place. */
+  ownsStore = false;
   readonly #node: BlockNode;
   readonly #forget: () => void;
   /** Allocated before a resize, so that it fails before anything was changed. */
@@ -171,10 +267,10 @@ class NodeBitmaps implements NodeObserver {
     for (const bitmap of this.byName.values()) {
       const prepared = this.#resized.get(bitmap);
       try {
-        // A node also follows its file's size: then nothing was prepared.
-        const bits = prepared?.sizeBytes === sizeBytes ? prepared : bitmap.bits.resized(sizeBytes);
-        this.#resized.delete(bitmap);
-        bitmap.replaceBits(bits)[Symbol.dispose]();
+        if (prepared?.sizeBytes === sizeBytes) {
+          this.#resized.delete(bitmap);
+          bitmap.replaceBits(prepared)[Symbol.dispose]();
+        } else bitmap.follow(sizeBytes); // a node also follows its file's size, unasked
       } catch (error) {
         if (!(error instanceof BlockError)) throw error;
         bitmap.isInconsistent = true; // no memory for it
@@ -183,12 +279,34 @@ class NodeBitmaps implements NodeObserver {
     this.#dropResized();
   }
 
-  closed(): void {
-    this.#dropResized();
-    for (const bitmap of this.byName.values()) bitmap.bits[Symbol.dispose]();
-    this.byName.clear();
-    this.#node.observer = null;
-    this.#forget();
+  closed(): MaybePromise<void> {
+    return runSteps(this.#close());
+  }
+
+  /** Brings the persistent ones to their disk, which may be written until then. */
+  *store(): Steps<void> {
+    const store = this.#node.bitmapStore;
+    if (store === null || !this.ownsStore || this.#node.isReadOnly) return;
+    const bitmaps = this.persistent().filter(({ isReadOnly }) => !isReadOnly);
+    yield* settle(store.store(bitmaps.map(toStore)));
+    for (const bitmap of bitmaps) bitmap.isReadOnly = true;
+  }
+
+  /** Those that are kept with their disk. */
+  persistent(): DirtyBitmap[] {
+    return [...this.byName.values()].filter(({ isPersistent }) => isPersistent);
+  }
+
+  *#close(): Steps<void> {
+    try {
+      yield* this.store();
+    } finally {
+      this.#dropResized();
+      for (const bitmap of this.byName.values()) bitmap.dispose();
+      this.byName.clear();
+      this.#node.observer = null;
+      this.#forget();
+    }
   }
 
   #dropResized(): void {
@@ -233,12 +351,6 @@ export class DirtyBitmaps {
     if (granularity > GRANULARITY_MAX) {
       throw new BlockError("EINVAL", "Parameter 'granularity' expects uint32_t");
     }
-    if (options.persistent) {
-      throw new BlockError(
-        "ENOTSUP",
-        `Can't store persistent bitmaps to ${node.nodeName}: Operation not supported`,
-      );
-    }
     const bitmaps = this.#of(node);
     if (bitmaps.byName.has(name)) {
       throw new BlockError("EINVAL", `Bitmap already exists: ${name}`);
@@ -246,18 +358,64 @@ export class DirtyBitmaps {
     if (bitmaps.byName.size >= limits.bitmapsPerNode) {
       throw new BlockError("EINVAL", `Node '${node.nodeName}' has too many bitmaps`);
     }
+    const isPersistent = options.persistent ?? false;
+    if (isPersistent) {
+      const others = bitmaps.persistent().map((other) => other.name);
+      checkCanStore(node, { name, granularity }, others);
+      if (!bitmaps.ownsStore && node.bitmapStore?.list().length !== 0) {
+        throw new BlockError("EBUSY", `The bitmaps of ${node.nodeName} are not loaded`);
+      }
+      bitmaps.ownsStore = true;
+    }
     const bits = new Bitmap(this.#kernels, { sizeBytes: node.sizeBytes, granularity });
-    const bitmap = new DirtyBitmap(node, name, bits, options.disabled !== true);
+    const bitmap = new DirtyBitmap(node, name, bits, {
+      isRecording: options.disabled !== true,
+      isPersistent,
+    });
     bitmaps.byName.set(name, bitmap);
     return bitmap;
   }
 
-  /** Throws where it is busy. */
-  remove(node: BlockNode, name: string): void {
+  /**
+   * Loads what is stored with the node, and marks it in use where the node may be written: to be
+   * called when a node was opened, before it is used. Throws where a bitmap can't be read.
+   */
+  load(node: BlockNode): MaybePromise<void> {
+    const store = node.bitmapStore;
+    if (store === null || store.list().length === 0) return;
+    return runSteps(this.#load(node, store));
+  }
+
+  /**
+   * Stores the persistent bitmaps of a node that is about to be read-only, with no request in
+   * flight. It must not be written any more, unless `markInUse` is called before.
+   */
+  store(node: BlockNode): MaybePromise<void> {
+    const bitmaps = this.#nodes.get(node);
+    return bitmaps === undefined ? undefined : runSteps(bitmaps.store());
+  }
+
+  /** The way back from `store`: the node is written again. */
+  markInUse(node: BlockNode): MaybePromise<void> {
+    const bitmaps = this.#nodes.get(node)?.persistent() ?? [];
+    if (bitmaps.length === 0) return;
+    return andThen(node.bitmapStore?.markInUse(), () => {
+      for (const bitmap of bitmaps) bitmap.isReadOnly = false;
+    });
+  }
+
+  /** Throws where it is busy or read-only. What is stored of it is removed within the promise. */
+  remove(node: BlockNode, name: string): MaybePromise<void> {
     const bitmap = this.get(node, name);
     bitmap.check("remove");
     this.detach(bitmap);
-    bitmap.bits[Symbol.dispose]();
+    return this.drop(bitmap);
+  }
+
+  /** Ends a detached bitmap, also its stored version. */
+  drop(bitmap: DirtyBitmap): MaybePromise<void> {
+    bitmap.dispose();
+    if (bitmap.isPersistent) return bitmap.node.bitmapStore?.remove(bitmap.name);
   }
 
   /** Takes a bitmap from its node, with its bits. */
@@ -309,6 +467,22 @@ export class DirtyBitmaps {
     for (const source of sources) target.bits.merge(source.bits);
   }
 
+  *#load(node: BlockNode, store: BitmapStore): Steps<void> {
+    const bitmaps = this.#of(node);
+    for (const stored of store.list()) {
+      const { name, granularity, isRecording, isInconsistent } = stored;
+      // One that can only be removed takes no memory.
+      const sizeBytes = isInconsistent ? 0 : node.sizeBytes;
+      const bits = new Bitmap(this.#kernels, { sizeBytes, granularity });
+      const { isReadOnly } = node;
+      const state = { isRecording, isPersistent: true, isReadOnly, isInconsistent };
+      bitmaps.byName.set(name, new DirtyBitmap(node, name, bits, state));
+      if (!isInconsistent) yield* settle(store.readBits(name, bits));
+    }
+    if (!node.isReadOnly) yield* settle(store.markInUse());
+    bitmaps.ownsStore = true;
+  }
+
   #of(node: BlockNode): NodeBitmaps {
     let bitmaps = this.#nodes.get(node);
     if (bitmaps === undefined) {
@@ -323,4 +497,31 @@ export class DirtyBitmaps {
 function defaultGranularity(node: BlockNode): number {
   const size = node.clusterSizeBytes ?? DEFAULT_GRANULARITY_MAX;
   return Math.min(Math.max(size, DEFAULT_GRANULARITY_MIN), DEFAULT_GRANULARITY_MAX);
+}
+
+/** Throws QEMU's errors where a node can't keep a bitmap. */
+function checkCanStore(
+  node: BlockNode,
+  { name, granularity }: { name: string; granularity: number },
+  others: readonly string[],
+): void {
+  if (node.bitmapStore === null) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Can't store persistent bitmaps to ${node.nodeName}: Operation not supported`,
+    );
+  }
+  try {
+    if (node.isReadOnly) throw new BlockError("EPERM", "No write access");
+    node.bitmapStore.checkNew({ name, granularity, sizeBytes: node.sizeBytes }, others);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    const what = `Can't make bitmap '${name}' persistent in '${node.nodeName}'`;
+    throw new BlockError(error.code, `${what}: ${error.message}`, { cause: error });
+  }
+}
+
+function toStore({ name, bits, isRecording, isInconsistent }: DirtyBitmap): BitmapToStore {
+  const { granularity } = bits;
+  return { name, granularity, isRecording, isInconsistent, bits };
 }

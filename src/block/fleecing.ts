@@ -36,7 +36,7 @@ import type { BlockGraph } from "./graph.ts";
 import type { BlockNode } from "./node.ts";
 import { parentsFirst } from "./permissions.ts";
 import { ScratchBudget } from "./scratch_budget.ts";
-import { PERM_WRITE } from "./types.ts";
+import { type MaybePromise, PERM_WRITE } from "./types.ts";
 import type { Kernels } from "../wasm/kernels.ts";
 
 /** A disk to be frozen. */
@@ -175,8 +175,12 @@ function prepare(graph: BlockGraph, disk: FleecingDisk, scratchDirectory: string
   return { ...made, target, scratchPath };
 }
 
-/** The moment. Nothing is in flight, and nothing here waits. */
-function freeze(graph: BlockGraph, parts: readonly Part[], options: FleecingOptions): void {
+/** The moment. Nothing is in flight, and nothing waits but for removed bitmaps' storage. */
+function freeze(
+  graph: BlockGraph,
+  parts: readonly Part[],
+  options: FleecingOptions,
+): MaybePromise<void> {
   const budget = new ScratchBudget(options.scratchMaxBytes);
   for (const part of parts) {
     const { disk } = part;
@@ -207,7 +211,7 @@ function freeze(graph: BlockGraph, parts: readonly Part[], options: FleecingOpti
     });
   }
   const { bitmapChanges } = options;
-  if (bitmapChanges) runBitmapTransaction(bitmapChanges.bitmaps, bitmapChanges.actions);
+  if (bitmapChanges) return runBitmapTransaction(bitmapChanges.bitmaps, bitmapChanges.actions);
 }
 
 /** Whether the filter goes into this edge: it is the device's, or somebody may write through it. */
