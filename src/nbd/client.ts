@@ -194,6 +194,16 @@ export class NbdClient {
     return [...this.#negotiated.contexts.values()];
   }
 
+  /** Why nothing can be asked any more, null while the connection stands. */
+  get failure(): NbdError | null {
+    return this.#failure;
+  }
+
+  /** Offsets and lengths must be multiples of it. */
+  get minimumBlockBytes(): number {
+    return this.#negotiated.minimumBlockBytes;
+  }
+
   /** The size of requests that the server likes best, or a multiple. */
   get preferredBlockBytes(): number {
     return this.#negotiated.preferredBlockBytes;

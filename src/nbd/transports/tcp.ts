@@ -74,6 +74,10 @@ export function listenTcp(
 }
 
 /** Connects to a TCP address. */
-export async function connectTcp({ host, port }: TcpAddress): Promise<ByteStream> {
-  return tcpStream(await Deno.connect({ hostname: host, port, transport: "tcp" }));
+export async function connectTcp(
+  { host, port }: TcpAddress,
+  signal?: AbortSignal,
+): Promise<ByteStream> {
+  const options = { hostname: host, port, transport: "tcp" as const };
+  return tcpStream(await Deno.connect(signal === undefined ? options : { ...options, signal }));
 }
