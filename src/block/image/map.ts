@@ -53,10 +53,11 @@ export function* mapDisk(
   const status = new DiskStatus(top);
   let current: MapEntry | null = null;
   for (let offset = start; offset < end;) {
-    const next = simplify(entryOf(offset, yield* status.at(offset, end - offset)));
+    const run: DiskRun = yield* status.at(offset, end - offset);
+    const next: MapEntry = simplify(entryOf(offset, run));
     offset += next.length;
     if (current !== null && continues(current, next)) {
-      current = { ...current, length: current.length + next.length };
+      current.length += next.length;
       continue;
     }
     if (current !== null) each(current);
