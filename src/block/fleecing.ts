@@ -25,6 +25,7 @@ import type { DirtyBitmap, DirtyBitmaps } from "./dirty_bitmap.ts";
 import { FileNode } from "./drivers/file.ts";
 import type { BlockEdge } from "./edge.ts";
 import { BlockError, toBlockError } from "./errors.ts";
+import { NodeExport } from "./exports/node_export.ts";
 import { SnapshotExport } from "./exports/snapshot_export.ts";
 import {
   type CopyBeforeWriteInfo,
@@ -51,6 +52,13 @@ export interface FleecingDisk {
   bitmap: DirtyBitmap | null;
   /** Where old data goes; null: a new temporary image. A node that is given is not removed. */
   target: BlockNode | null;
+  /** Shown with the view as `qemu:dirty-bitmap:NAME`, as they are after `bitmapChanges`. */
+  exportBitmaps?: readonly DirtyBitmap[];
+  /**
+   * The old scheme: the target, which must be backed by what the backend works on, is itself the
+   * view. Reads are not limited to `bitmap`, and can't be discarded.
+   */
+  isTargetView?: boolean;
 }
 
 /** What a fleecing is started with. */
@@ -97,7 +105,7 @@ interface Part {
   readonly scratchPath: string | null;
   filter: CopyBeforeWriteNode | null;
   access: SnapshotAccessNode | null;
-  blockExport: SnapshotExport | null;
+  blockExport: SnapshotExport | NodeExport | null;
 }
 
 /** A fleecing that stands. */
@@ -131,7 +139,7 @@ export class Fleecing {
   }
 
   /** The views, one for each disk, in the order of the disks. */
-  get exports(): SnapshotExport[] {
+  get exports(): (SnapshotExport | NodeExport)[] {
     return this.#parts.flatMap(({ blockExport }) => blockExport ?? []);
   }
 
@@ -203,15 +211,29 @@ function freeze(
     const edges = [...below.parents].filter((edge) => isChanger(edge, disk.backend));
     graph.add(filter);
     graph.replaceChildren(edges, filter);
-    part.access = graph.add(new SnapshotAccessNode({ nodeName: "", file: filter }));
-    part.blockExport = new SnapshotExport(graph, {
-      name: disk.exportName,
-      description: `disk ${disk.name}, frozen`,
-      node: part.access,
-    });
   }
   const { bitmapChanges } = options;
-  if (bitmapChanges) return runBitmapTransaction(bitmapChanges.bitmaps, bitmapChanges.actions);
+  const changed = bitmapChanges &&
+    runBitmapTransaction(bitmapChanges.bitmaps, bitmapChanges.actions);
+  for (const part of parts) show(graph, part);
+  return changed;
+}
+
+/** Makes the view of a disk whose filter stands. */
+function show(graph: BlockGraph, part: Part): void {
+  const { disk, filter, target } = part;
+  if (filter === null) return;
+  const shown = {
+    name: disk.exportName,
+    description: `disk ${disk.name}, frozen`,
+    bitmaps: disk.exportBitmaps ?? [],
+  };
+  if (disk.isTargetView) {
+    part.blockExport = new NodeExport(graph, { ...shown, nodeName: target.nodeName });
+    return;
+  }
+  part.access = graph.add(new SnapshotAccessNode({ nodeName: "", file: filter }));
+  part.blockExport = new SnapshotExport(graph, { ...shown, node: part.access });
 }
 
 /** Whether the filter goes into this edge: it is the device's, or somebody may write through it. */
