@@ -151,6 +151,7 @@ export class NbdNode extends BlockNode {
     };
   }
 
+  /** Straight into the buffer, where there is one and no block is cut. */
   protected override doRead(offset: number, target: IoVector): Promise<void> {
     const [single] = target.buffers;
     const isDirect = target.buffers.length === 1 && single !== undefined &&
@@ -163,6 +164,7 @@ export class NbdNode extends BlockNode {
     });
   }
 
+  /** What cuts a block of the server's reads its rest first. */
   protected override doWrite(offset: number, source: IoVector, flags: number): Promise<void> {
     const isFua = (flags & REQ_FUA) !== 0;
     if (this.#blockBytes === 1) {
@@ -172,6 +174,7 @@ export class NbdNode extends BlockNode {
     return this.#writeBlocks(offset, source, isFua);
   }
 
+  /** By NBD_CMD_WRITE_ZEROES, or by writing where the server or the range can't have that. */
   protected override doWriteZeroes(
     offset: number,
     length: number,
@@ -191,6 +194,7 @@ export class NbdNode extends BlockNode {
     );
   }
 
+  /** By NBD_CMD_TRIM; nothing where the server has none. */
   protected override doDiscard(offset: number, length: number): Promise<void> | void {
     const can = firstOf(this.#clients).client.transmissionFlags;
     if ((can & NBD_FLAG_SEND_TRIM) === 0) return;
@@ -200,11 +204,13 @@ export class NbdNode extends BlockNode {
     if (end > start) return this.#run((client) => client.trim(start, end - start));
   }
 
+  /** Nothing where the server has no flush. */
   protected override doFlush(): Promise<void> | void {
     const can = firstOf(this.#clients).client.transmissionFlags;
     if ((can & NBD_FLAG_SEND_FLUSH) !== 0) return this.#run((client) => client.flush());
   }
 
+  /** The first run of the meta context; all is data where the server lacks it. */
   protected override doBlockStatus(
     offset: number,
     length: number,
@@ -227,6 +233,7 @@ export class NbdNode extends BlockNode {
     });
   }
 
+  /** Says goodbye on every connection. */
   protected override async doClose(): Promise<void> {
     await Promise.all(this.#clients.map((client) => client.close()));
   }
