@@ -24,6 +24,8 @@ export const REQ_MAY_UNMAP = 2;
 export const REQ_NO_FALLBACK = 4;
 /** The write does not change what a reader sees. */
 export const REQ_WRITE_UNCHANGED = 8;
+/** The write is stored compressed: whole clusters, or up to the node's end. */
+export const REQ_WRITE_COMPRESSED = 16;
 
 // Block status flags. Combined with `|`.
 
