@@ -91,6 +91,16 @@ export const limits = {
   /** Bytes queued towards a WebSocket client, beyond which the server stops answering. */
   nbdWebSocketBufferedBytes: 4 * MiB,
 
+  // monitor
+  /** The tokens of one value on a monitor, in bytes and in number, and how deep it is nested. */
+  qmpMessageBytes: 8 * MiB,
+  qmpTokens: 256 * KiB,
+  jsonDepth: 1024,
+  /** Nodes on the way from an image to the last one of its backing chain. */
+  backingChainDepth: 200,
+  /** Nodes of one block graph. */
+  blockNodes: 4096,
+
   // HTTP
   /** A JSON body, and console input that waits for the guest. */
   requestBodyBytes: 1 * MiB,

@@ -29,6 +29,8 @@ export class BlockGraph {
   readonly #nodes = new Map<string, BlockNode>();
   readonly #backends = new Set<BlockBackend>();
   readonly #sections = new Set<DrainedSection>();
+  /** Nodes that go with their last user: nobody else holds them. */
+  readonly #adopted = new Set<BlockNode>();
   #unnamedCount = 0;
 
   /**
@@ -80,13 +82,86 @@ export class BlockGraph {
   }
 
   /**
-   * Takes a node that nobody uses out and closes it. Throws a BlockError (EBUSY) where one does.
+   * Takes a node that nobody uses out and closes it, and the adopted ones that nobody uses without
+   * it. Throws a BlockError (EBUSY) where one does.
    */
   async remove(nodeName: string): Promise<void> {
     const node = this.get(nodeName);
     if (node.parents.size > 0) throw inUse(node);
     this.#detach(node);
-    await node.close();
+    try {
+      await node.close();
+    } finally {
+      await this.sweep();
+    }
+  }
+
+  /**
+   * The node belongs to its users: it is removed with the last of them. So it is with nodes that
+   * were opened as somebody's child.
+   */
+  adopt(node: BlockNode): void {
+    this.#checkMember(node);
+    this.#adopted.add(node);
+  }
+
+  /** Whether the node goes with its last user. */
+  isAdopted(node: BlockNode): boolean {
+    return this.#adopted.has(node);
+  }
+
+  /** Removes the adopted nodes that nobody uses any more: after edges were changed. */
+  async sweep(): Promise<void> {
+    const errors: unknown[] = [];
+    for (;;) {
+      const node = [...this.#adopted].find(({ parents }) => parents.size === 0);
+      if (node === undefined) break;
+      this.#detach(node);
+      await node.close().catch((error) => errors.push(error));
+    }
+    if (errors.length > 0) throw errors[0];
+  }
+
+  /**
+   * Makes a node writable or read-only while it stands, with the adopted nodes below that keep its
+   * data. Throws a BlockError and changes nothing where a file can't be opened so, or somebody
+   * writes.
+   */
+  async setReadOnly(nodeName: string, isReadOnly: boolean): Promise<void> {
+    const node = this.get(nodeName);
+    await this.drained([node], async () => {
+      const changed: BlockNode[] = [];
+      // Children are writable before their parents are, and longer.
+      const nodes = this.#dataNodes(node).filter((each) => each.isReadOnly !== isReadOnly);
+      if (!isReadOnly) nodes.reverse();
+      try {
+        for (const each of nodes) {
+          if (isReadOnly) await each.flush();
+          each.configure({ isReadOnly });
+          changed.push(each);
+          if (isReadOnly) this.#change(() => {}, () => {});
+          await each.setReadOnly(isReadOnly);
+        }
+        this.#change(() => {}, () => {});
+      } catch (error) {
+        for (const each of changed.reverse()) {
+          each.configure({ isReadOnly: !isReadOnly });
+          await each.setReadOnly(!isReadOnly);
+        }
+        this.#change(() => {}, () => {});
+        throw error;
+      }
+    });
+  }
+
+  /** A node and the adopted ones that keep its data, parents first. */
+  #dataNodes(node: BlockNode): BlockNode[] {
+    const nodes = [node];
+    for (const edge of node.children.values()) {
+      if (edge.role === "cow" || edge.role === "snapshot" || !this.isAdopted(edge.node)) continue;
+      nodes.push(...this.#dataNodes(edge.node));
+    }
+    return nodes;
   }
 
   /**
@@ -306,6 +381,7 @@ export class BlockGraph {
 
   #forget(node: BlockNode): void {
     this.#nodes.delete(node.nodeName);
+    this.#adopted.delete(node);
     node.setGraph(null, node.nodeName);
   }
 

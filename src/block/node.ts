@@ -32,6 +32,7 @@ import {
   STATUS_ALLOCATED,
   STATUS_DATA,
 } from "./types.ts";
+import { isZero } from "../wasm/kernels.ts";
 import { writeZeroesByWriting } from "./zeroes.ts";
 
 /** What every node is made of. */
@@ -55,6 +56,21 @@ export interface BlockNodeOptions {
 /** What a node does with discards. */
 export type DiscardMode = "unmap" | "ignore";
 
+/** What a node does with written zeroes: nothing, zeroes them cheaply, and may also unmap them. */
+export type DetectZeroes = "off" | "on" | "unmap";
+
+/** What nodes of all drivers can be told, when they are opened and while they stand. */
+export interface NodeSettings {
+  /** Refuses writes, whoever asks. */
+  isReadOnly: boolean;
+  /** What becomes of discards. */
+  discard: DiscardMode;
+  /** What becomes of written zeroes. */
+  detectZeroes: DetectZeroes;
+  /** Flushes do nothing: whoever says so can do without the data after a crash. */
+  ignoresFlush: boolean;
+}
+
 /** Who follows the changes of a node's content: its dirty bitmaps (see dirty_bitmap.ts). */
 export interface NodeObserver {
   /** A write, write-zeroes or discard of this range ended, well or not. */
@@ -74,12 +90,8 @@ const ZERO_FLAGS = WRITE_FLAGS | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
 export abstract class BlockNode {
   /** The driver's name. */
   readonly driver: string;
-  /** The node refuses writes, whoever asks. */
-  readonly isReadOnly: boolean;
   /** Unit of allocation, null where the driver has none. */
   readonly clusterSizeBytes: number | null;
-  /** What becomes of discards. */
-  readonly discardMode: DiscardMode;
 
   /** Edges to the nodes that this node uses, by child name. */
   readonly children: ReadonlyMap<string, BlockEdge>;
@@ -90,6 +102,7 @@ export abstract class BlockNode {
   readonly #parents = new Set<BlockEdge>();
   readonly #background = new Set<Promise<unknown>>();
   readonly #handlesFua: boolean;
+  readonly #settings: NodeSettings;
   #nodeName: string;
   #sizeBytes: number;
   #graph: BlockGraph | null = null;
@@ -101,14 +114,38 @@ export abstract class BlockNode {
   constructor(options: BlockNodeOptions) {
     checkSize(options.sizeBytes);
     this.driver = options.driver;
-    this.isReadOnly = options.isReadOnly;
     this.clusterSizeBytes = options.clusterSizeBytes ?? null;
-    this.discardMode = options.discard ?? "unmap";
+    this.#settings = {
+      isReadOnly: options.isReadOnly,
+      discard: options.discard ?? "unmap",
+      detectZeroes: "off",
+      ignoresFlush: false,
+    };
     this.children = this.#children;
     this.parents = this.#parents;
     this.#handlesFua = options.handlesFua ?? false;
     this.#nodeName = options.nodeName;
     this.#sizeBytes = options.sizeBytes;
+  }
+
+  /** The node refuses writes, whoever asks. */
+  get isReadOnly(): boolean {
+    return this.#settings.isReadOnly;
+  }
+
+  /** What becomes of discards. */
+  get discardMode(): DiscardMode {
+    return this.#settings.discard;
+  }
+
+  /** What all drivers' nodes can be told, as it stands. */
+  get settings(): Readonly<NodeSettings> {
+    return this.#settings;
+  }
+
+  /** The file or address that the node is of, where its driver is of one; null elsewhere. */
+  get fileName(): string | null {
+    return null;
   }
 
   /** Its name, unique in its graph. */
@@ -155,6 +192,9 @@ export abstract class BlockNode {
     this.#checkRange(offset, source.length);
     this.#checkWrite(flags, WRITE_FLAGS);
     if (source.length === 0) return;
+    if (this.#settings.detectZeroes !== "off" && source.buffers.every(isZero)) {
+      return this.writeZeroes(offset, source.length, this.#zeroFlags(flags));
+    }
     if (this.#observer !== null) {
       return this.#observed(offset, source.length, () => this.#write(offset, source, flags));
     }
@@ -166,7 +206,7 @@ export abstract class BlockNode {
     this.#checkRange(offset, length);
     this.#checkWrite(flags, ZERO_FLAGS);
     if (length === 0) return;
-    if (this.discardMode === "ignore") flags &= ~REQ_MAY_UNMAP;
+    if (this.#settings.discard === "ignore") flags &= ~REQ_MAY_UNMAP;
     if (this.#observer !== null) {
       return this.#observed(offset, length, () => this.#writeZeroes(offset, length, flags));
     }
@@ -177,7 +217,7 @@ export abstract class BlockNode {
   discard(offset: number, length: number): MaybePromise<void> {
     this.#checkRange(offset, length);
     this.#checkWrite(0, 0);
-    if (length === 0 || this.discardMode === "ignore") return;
+    if (length === 0 || this.#settings.discard === "ignore") return;
     if (this.#observer !== null) {
       return this.#observed(offset, length, () => this.doDiscard(offset, length));
     }
@@ -187,6 +227,7 @@ export abstract class BlockNode {
   /** Everything whose write was answered before is on stable storage when this is answered. */
   flush(): MaybePromise<void> {
     this.#checkOpen();
+    if (this.#settings.ignoresFlush) return;
     return this.doFlush();
   }
 
@@ -283,6 +324,12 @@ export abstract class BlockNode {
    */
   protected doClose(): MaybePromise<void> {}
 
+  /**
+   * Makes the node able to write from now, or no longer: a file is opened anew. Nothing is in
+   * flight; flushed before. Drivers that need not do anything for that don't implement it.
+   */
+  protected doSetReadOnly(_isReadOnly: boolean): MaybePromise<void> {}
+
   /** Requests to this node or above it are being stopped: let those go that the node holds back. */
   protected onDrainBegin(): void {}
 
@@ -377,6 +424,16 @@ export abstract class BlockNode {
     return [...this.#background];
   }
 
+  /** Other settings: before the node is added, or by BlockGraph.reopen. */
+  configure(settings: Partial<NodeSettings>): void {
+    Object.assign(this.#settings, settings);
+  }
+
+  /** For BlockGraph.setReadOnly. */
+  setReadOnly(isReadOnly: boolean): MaybePromise<void> {
+    return this.doSetReadOnly(isReadOnly);
+  }
+
   /** The node became part of `graph` under a name, or left it. */
   setGraph(graph: BlockGraph | null, nodeName: string): void {
     this.#graph = graph;
@@ -436,6 +493,11 @@ export abstract class BlockNode {
     }
   }
 
+  #zeroFlags(flags: number): number {
+    const kept = flags & WRITE_FLAGS;
+    return this.#settings.detectZeroes === "unmap" ? kept | REQ_MAY_UNMAP : kept;
+  }
+
   #write(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
       return andThen(this.doWrite(offset, source, flags & ~REQ_FUA), () => this.doFlush());
@@ -493,7 +555,7 @@ export abstract class BlockNode {
     if ((flags & ~allowedFlags) !== 0) {
       throw new BlockError("EINVAL", `Request flags 0x${flags.toString(16)} are not valid here`);
     }
-    if (this.isReadOnly) throw new BlockError("EPERM", "Block node is read-only");
+    if (this.#settings.isReadOnly) throw new BlockError("EPERM", "Block node is read-only");
     if (this.#closing !== null) this.#checkOpen();
   }
 }

@@ -62,9 +62,9 @@ interface FileResources {
 export class FileNode extends BlockNode {
   /** The file's, without symbolic links. */
   readonly path: string;
-  readonly #fd: number;
+  #fd: number;
   readonly #libc: LibC | null;
-  readonly #resources: FileResources;
+  #resources: FileResources;
   readonly #clock: Clock;
   readonly #isTemporary: boolean;
 
@@ -225,6 +225,43 @@ export class FileNode extends BlockNode {
     }
     if (flushed instanceof Promise) return flushed.finally(() => this.#release());
     this.#release();
+  }
+
+  /** Opens the same file the other way; the lock on it follows. */
+  protected override doSetReadOnly(isReadOnly: boolean): void {
+    const { libc, unavailable, lock, file } = this.#resources;
+    const opened = openDiskFile({ path: this.path, isReadOnly });
+    try {
+      const [before, now] = [fs.fstatSync(file.fd), fs.fstatSync(opened.fd)];
+      if (before.ino !== now.ino || before.dev !== now.dev) {
+        throw new BlockError("EIO", `'${this.path}' is another file now`);
+      }
+    } catch (error) {
+      fs.closeSync(opened.fd);
+      throw toBlockError(error);
+    }
+    // Locks belong to the open file, and our own old one would stand in the new one's way.
+    fs.closeSync(file.fd);
+    lock.end();
+    this.#fd = opened.fd;
+    try {
+      const newLock = lockFile({ fd: opened.fd, path: this.path, isReadOnly, libc });
+      this.#resources = { file: opened, lock: newLock, libc, unavailable };
+    } catch (error) {
+      fs.closeSync(opened.fd);
+      const again = openDiskFile({ path: this.path, isReadOnly: !isReadOnly });
+      this.#fd = again.fd;
+      const oldLock = lockFile({ fd: again.fd, path: this.path, isReadOnly: !isReadOnly, libc });
+      this.#resources = { file: again, lock: oldLock, libc, unavailable };
+      throw error;
+    }
+    this.#canPunch = !isReadOnly && libc !== null && libc.punchHole(this.#fd, this.sizeBytes, 1);
+    this.#canZeroRange = !isReadOnly && libc !== null;
+  }
+
+  /** Its path. */
+  override get fileName(): string {
+    return this.path;
   }
 
   /** Blocks that the file system gave to the file (st_blocks of stat(2)). */
