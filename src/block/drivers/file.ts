@@ -43,6 +43,8 @@ export interface FileNodeOptions extends DiskFileOptions {
   nodeName: string;
   /** "unmap" (holes are punched where that is possible) unless given. */
   discard?: DiscardMode;
+  /** No lock is taken: others may do with the file what they like. */
+  isUnlocked?: boolean;
   /** Nobody needs the content after this node: flushes, also the one of a close, do nothing. */
   isTemporary?: boolean;
   /** What times flushes; the system's unless given. */
@@ -107,7 +109,9 @@ export class FileNode extends BlockNode {
     const unavailable = binding instanceof LibC ? null : binding.unavailable;
     try {
       const { isReadOnly } = options;
-      const lock = lockFile({ fd: file.fd, path: file.path, isReadOnly, libc });
+      const lock: FileLock = options.isUnlocked
+        ? { kind: "none", end: () => {} }
+        : lockFile({ fd: file.fd, path: file.path, isReadOnly, libc });
       return new FileNode(options, { file, lock, libc, unavailable });
     } catch (error) {
       fs.closeSync(file.fd);
@@ -245,7 +249,9 @@ export class FileNode extends BlockNode {
     lock.end();
     this.#fd = opened.fd;
     try {
-      const newLock = lockFile({ fd: opened.fd, path: this.path, isReadOnly, libc });
+      const newLock = lock.kind === "none"
+        ? lock
+        : lockFile({ fd: opened.fd, path: this.path, isReadOnly, libc });
       this.#resources = { file: opened, lock: newLock, libc, unavailable };
     } catch (error) {
       fs.closeSync(opened.fd);

@@ -117,11 +117,26 @@ function attempt<T>(filePath: string, action: () => T): T {
   }
 }
 
+/** As strerror(3) has them. */
+const SYSTEM_REASONS: Record<string, string> = {
+  EACCES: "Permission denied",
+  EEXIST: "File exists",
+  EISDIR: "Is a directory",
+  ELOOP: "Too many levels of symbolic links",
+  ENAMETOOLONG: "File name too long",
+  ENOENT: "No such file or directory",
+  ENOSPC: "No space left on device",
+  ENOTDIR: "Not a directory",
+  EPERM: "Operation not permitted",
+  EROFS: "Read-only file system",
+};
+
 /** The error of an opening, with the path, in the words of the block layer. */
 function openError(filePath: string, error: unknown): BlockError {
-  const reason = error instanceof Error ? error.message : String(error);
-  const message = `Could not open '${filePath}': ${reason}`;
   const code = (error as { code?: unknown } | null)?.code;
+  const reason = SYSTEM_REASONS[String(code)] ??
+    (error instanceof Error ? error.message : String(error));
+  const message = `Could not open '${filePath}': ${reason}`;
   if (error instanceof Deno.errors.NotCapable || code === "EROFS" || code === "EACCES") {
     return new BlockError("EPERM", message, { cause: error });
   }

@@ -61,6 +61,8 @@ export interface FaultInjectionNodeOptions {
   nodeName: string;
   /** The node that does the work. */
   file: BlockNode;
+  /** The driver's name, "fault-injection" unless given. */
+  driver?: string;
   /** In the order in which they are looked at; none unless given. */
   rules?: readonly FaultRule[];
   /** What delays are measured by; the system's unless given. */
@@ -78,7 +80,7 @@ export class FaultInjectionNode extends BlockNode {
     const { file } = options;
     super({
       nodeName: options.nodeName,
-      driver: "fault-injection",
+      driver: options.driver ?? "fault-injection",
       sizeBytes: file.sizeBytes,
       isReadOnly: file.isReadOnly,
       clusterSizeBytes: file.clusterSizeBytes,
