@@ -33,6 +33,7 @@ import {
   STATUS_DATA,
 } from "./types.ts";
 import { isZero } from "../wasm/kernels.ts";
+import { Serialiser } from "./serialiser.ts";
 import { writeZeroesByWriting } from "./zeroes.ts";
 
 /** What every node is made of. */
@@ -109,6 +110,8 @@ export abstract class BlockNode {
   #drainDepth = 0;
   #closing: Promise<void> | null = null;
   #observer: NodeObserver | null = null;
+  #serialiser: Serialiser | null = null;
+  #serialiserUsers = 0;
 
   /** The node is in no graph yet and has no users. */
   constructor(options: BlockNodeOptions) {
@@ -184,6 +187,10 @@ export abstract class BlockNode {
   read(offset: number, target: IoVector): MaybePromise<void> {
     this.#checkRange(offset, target.length);
     if (target.length === 0) return;
+    if (this.#serialiser !== null) {
+      const range = { offset, length: target.length };
+      return this.#serialiser.read(range, () => this.doRead(offset, target));
+    }
     return this.doRead(offset, target);
   }
 
@@ -219,9 +226,9 @@ export abstract class BlockNode {
     this.#checkWrite(0, 0);
     if (length === 0 || this.#settings.discard === "ignore") return;
     if (this.#observer !== null) {
-      return this.#observed(offset, length, () => this.doDiscard(offset, length));
+      return this.#observed(offset, length, () => this.#discard(offset, length));
     }
-    return this.doDiscard(offset, length);
+    return this.#discard(offset, length);
   }
 
   /** Everything whose write was answered before is on stable storage when this is answered. */
@@ -235,6 +242,9 @@ export abstract class BlockNode {
   blockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     this.#checkRange(offset, length);
     if (length === 0) return { length: 0, flags: 0 };
+    if (this.#serialiser !== null) {
+      return this.#serialiser.read({ offset, length }, () => this.doBlockStatus(offset, length));
+    }
     return this.doBlockStatus(offset, length);
   }
 
@@ -417,6 +427,18 @@ export abstract class BlockNode {
     this.#observer = observer;
   }
 
+  /**
+   * Makes reads and writes of the same bytes wait for each other (see serialiser.ts) until the
+   * returned function is called. Nothing may be in flight.
+   */
+  serialise(): () => void {
+    this.#serialiser ??= new Serialiser();
+    this.#serialiserUsers++;
+    return () => {
+      if (--this.#serialiserUsers === 0) this.#serialiser = null;
+    };
+  }
+
   // For the graph.
 
   /** Work that still runs behind answered requests. */
@@ -500,16 +522,31 @@ export abstract class BlockNode {
 
   #write(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
-      return andThen(this.doWrite(offset, source, flags & ~REQ_FUA), () => this.doFlush());
+      return andThen(this.#write(offset, source, flags & ~REQ_FUA), () => this.doFlush());
+    }
+    if (this.#serialiser !== null) {
+      const range = { offset, length: source.length };
+      return this.#serialiser.write(range, () => this.doWrite(offset, source, flags));
     }
     return this.doWrite(offset, source, flags);
   }
 
   #writeZeroes(offset: number, length: number, flags: number): MaybePromise<void> {
     if ((flags & REQ_FUA) !== 0 && !this.#handlesFua) {
-      return andThen(this.doWriteZeroes(offset, length, flags & ~REQ_FUA), () => this.doFlush());
+      return andThen(this.#writeZeroes(offset, length, flags & ~REQ_FUA), () => this.doFlush());
+    }
+    if (this.#serialiser !== null) {
+      const range = { offset, length };
+      return this.#serialiser.write(range, () => this.doWriteZeroes(offset, length, flags));
     }
     return this.doWriteZeroes(offset, length, flags);
+  }
+
+  #discard(offset: number, length: number): MaybePromise<void> {
+    if (this.#serialiser !== null) {
+      return this.#serialiser.write({ offset, length }, () => this.doDiscard(offset, length));
+    }
+    return this.doDiscard(offset, length);
   }
 
   /** A request that may change the content. A failed one may have changed a part of it. */

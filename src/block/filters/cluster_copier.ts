@@ -21,13 +21,20 @@
 
 import { setImmediate } from "node:timers";
 import { limits } from "../../limits.ts";
+import { isZero } from "../../wasm/kernels.ts";
 import { type BusyRange, BusyRanges } from "../busy_ranges.ts";
 import { BlockError, toBlockError } from "../errors.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
 import type { ScratchBudget } from "../scratch_budget.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
-import { type ByteRange, type MaybePromise, REQ_MAY_UNMAP, STATUS_ZERO } from "../types.ts";
+import {
+  type ByteRange,
+  type MaybePromise,
+  REQ_MAY_UNMAP,
+  REQ_WRITE_COMPRESSED,
+  STATUS_ZERO,
+} from "../types.ts";
 import type { CbwBitmaps } from "./cbw_bitmaps.ts";
 
 /** Bytes copied within one call before the event loop gets a turn: some milliseconds. */
@@ -47,6 +54,30 @@ export interface ClusterCopierOptions {
   budget: ScratchBudget;
   /** False: nothing is to be copied any more. */
   mayCopy: () => boolean;
+  /** Where a job copies too: see BackupCopying. */
+  backup?: BackupCopying | null;
+}
+
+/** What is different where the target is a backup, which is to hold all of the disk. */
+export interface BackupCopying {
+  /** Data is written compressed, cluster by cluster of the target. */
+  isCompressed: boolean;
+  /** The source need not keep what was copied: it is discarded there. */
+  discardsSource: boolean;
+  /** Whole clusters were copied, by whomever. */
+  onCopied: (byteCount: number) => void;
+}
+
+/** A copy that failed, at the source or at the target. */
+export class CopyError extends BlockError {
+  /** `cause`: what failed. */
+  constructor(run: ByteRange, cause: BlockError, readonly isRead: boolean) {
+    super(
+      cause.code,
+      `Copying ${run.length} bytes at ${run.offset} before a write failed: ${cause.message}`,
+      { cause },
+    );
+  }
 }
 
 /** One request's copies. */
@@ -149,28 +180,45 @@ export class ClusterCopier {
     copy.clear(run.offset, run.length);
     const busy = this.#inFlight.add(run);
     attempt.inFlight.add(busy);
+    // Whose fault it is if something fails now.
+    const at = { source: true };
     try {
       const status = yield* settle(this.#options.source().blockStatus(run.offset, run.length));
-      const isZero = (status.flags & STATUS_ZERO) !== 0 && this.#wholeBytes(status.length, run) > 0;
-      const length = isZero
+      const isHole = (status.flags & STATUS_ZERO) !== 0 && this.#wholeBytes(status.length, run) > 0;
+      const length = isHole
         ? this.#wholeBytes(status.length, run)
         : Math.min(this.#bitmaps.around(run.offset, status.length).length, run.length);
       if (length < run.length) {
         this.#bitmaps.putBack({ offset: run.offset + length, length: run.length - length });
         busy.length = run.length = length;
       }
-      if (isZero) yield* this.#copyZeroes(run);
-      else yield* this.#copyData(run);
+      if (isHole) {
+        at.source = false;
+        yield* this.#copyZeroes(run);
+      } else yield* this.#copyData(run, at);
       this.#bitmaps.done.set(run.offset, run.length);
       this.clustersDone += Math.ceil(run.length / this.#bitmaps.clusterSizeBytes);
       attempt.copiedBytes += run.length;
+      yield* this.#copiedForBackup(run);
     } catch (error) {
-      attempt.failure ??= copyFailed(run, toBlockError(error));
+      attempt.failure ??= new CopyError(run, toBlockError(error), at.source);
       this.#bitmaps.putBack(run);
     } finally {
       // After everything else, since whoever waits goes on from what it finds then.
       attempt.inFlight.delete(busy);
       this.#inFlight.remove(busy);
+    }
+  }
+
+  *#copiedForBackup({ offset, length }: ByteRange): Steps<void> {
+    const { backup, source } = this.#options;
+    if (!backup) return;
+    backup.onCopied(length);
+    if (!backup.discardsSource) return;
+    try {
+      yield* settle(source().discard(offset, length));
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error; // a discard is a hint
     }
   }
 
@@ -184,9 +232,10 @@ export class ClusterCopier {
     yield* settle(this.#options.target().writeZeroes(offset, length, REQ_MAY_UNMAP));
   }
 
-  *#copyData(run: ByteRange): Steps<void> {
-    const { budget } = this.#options;
+  *#copyData(run: ByteRange, at: { source: boolean }): Steps<void> {
+    const { budget, backup } = this.#options;
     if (!budget.reserve(run.length)) {
+      at.source = false;
       throw new BlockError(
         "ENOSPC",
         `the temporary images may hold no more than ${budget.maxBytes} bytes`,
@@ -195,10 +244,13 @@ export class ClusterCopier {
     const buffer = this.#spareBuffers.pop() ?? new Uint8Array(limits.cbwCopyBytes);
     try {
       const end = run.offset + run.length;
-      for (let at = run.offset; at < end; at += buffer.length) {
-        const piece = IoVector.of(buffer.subarray(0, Math.min(buffer.length, end - at)));
-        yield* settle(this.#options.source().read(at, piece));
-        yield* settle(this.#options.target().write(at, piece));
+      for (let offset = run.offset; offset < end; offset += buffer.length) {
+        const piece = buffer.subarray(0, Math.min(buffer.length, end - offset));
+        at.source = true;
+        yield* settle(this.#options.source().read(offset, IoVector.of(piece)));
+        at.source = false;
+        if (backup) yield* this.#writeBackup(offset, piece, backup.isCompressed);
+        else yield* settle(this.#options.target().write(offset, IoVector.of(piece)));
       }
       this.#bitmaps.held.set(run.offset, run.length);
       this.copiedBytes += run.length;
@@ -209,12 +261,26 @@ export class ClusterCopier {
       if (this.#spareBuffers.length < SPARE_BUFFERS) this.#spareBuffers.push(buffer);
     }
   }
-}
 
-function copyFailed({ offset, length }: ByteRange, error: BlockError): BlockError {
-  return new BlockError(
-    error.code,
-    `Copying ${length} bytes at ${offset} before a write failed: ${error.message}`,
-    { cause: error },
-  );
+  /** Writes clusters that hold only zeroes as such. */
+  *#writeBackup(offset: number, piece: Uint8Array, isCompressed: boolean): Steps<void> {
+    const target = this.#options.target();
+    const unit = this.#bitmaps.clusterSizeBytes;
+    for (let start = 0; start < piece.length;) {
+      const isHole = isZero(piece.subarray(start, start + unit));
+      let end = Math.min(start + unit, piece.length);
+      while (end < piece.length && !isCompressed) {
+        if (isZero(piece.subarray(end, end + unit)) !== isHole) break;
+        end = Math.min(end + unit, piece.length);
+      }
+      const part = piece.subarray(start, end);
+      if (isHole) {
+        yield* settle(target.writeZeroes(offset + start, part.length, REQ_MAY_UNMAP));
+      } else {
+        const flags = isCompressed ? REQ_WRITE_COMPRESSED : 0;
+        yield* settle(target.write(offset + start, IoVector.of(part), flags));
+      }
+      start = end;
+    }
+  }
 }

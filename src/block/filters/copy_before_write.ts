@@ -49,7 +49,7 @@ import {
   STATUS_ALLOCATED,
 } from "../types.ts";
 import { CbwBitmaps } from "./cbw_bitmaps.ts";
-import { ClusterCopier } from "./cluster_copier.ts";
+import { type BackupCopying, ClusterCopier } from "./cluster_copier.ts";
 
 /** What to give up when old data can't be kept. */
 export type OnCbwError = "break-guest-write" | "break-snapshot";
@@ -78,6 +78,8 @@ export interface CopyBeforeWriteOptions {
   budget?: ScratchBudget;
   /** For the timeout: the machine's unless given. */
   clock?: Clock;
+  /** The target is a job's backup, which copies too by `copyOut`. */
+  backup?: BackupCopying | null;
   /** Called once, when the snapshot breaks, with the error of the copy that failed. */
   onBroken?: (error: BlockError) => void;
 }
@@ -131,6 +133,8 @@ export class CopyBeforeWriteNode extends BlockNode {
   /** Wakes guest requests that wait for copies which nobody needs any more. */
   readonly #giveUp = new Set<() => void>();
   readonly #clustersTotal: number;
+  /** The disk is the target's backing node: then it ends what `BlockNode.serialise` began. */
+  #endSerialising: (() => void) | null = null;
   /** Why there is no snapshot any more: set once. */
   #brokenBy: BlockError | null = null;
   #refusedReads = 0;
@@ -164,6 +168,7 @@ export class CopyBeforeWriteNode extends BlockNode {
       clusterSizeBytes,
       bitmap: options.bitmap ?? null,
     });
+    if (isBackedBy(target, file)) this.#endSerialising = target.serialise();
     this.#clustersTotal = Math.ceil(this.#bitmaps.access.countBytes() / clusterSizeBytes);
     this.#copier = new ClusterCopier({
       bitmaps: this.#bitmaps,
@@ -171,6 +176,7 @@ export class CopyBeforeWriteNode extends BlockNode {
       target: () => this.#target.node,
       budget: this.#budget,
       mayCopy: () => this.#brokenBy === null,
+      backup: options.backup ?? null,
     });
   }
 
@@ -203,6 +209,26 @@ export class CopyBeforeWriteNode extends BlockNode {
     const isForbidden = !access.isSet(offset);
     const end = isForbidden ? access.nextSet(offset, length) : access.nextClear(offset, length);
     return { length: end - offset, isForbidden };
+  }
+
+  // For a backup job.
+
+  /** Clusters that are still to be copied, as a bitmap of this filter's clusters. Only read. */
+  get leftToCopy(): Bitmap {
+    return this.#bitmaps.copy;
+  }
+
+  /** Copies what is left to copy of whole clusters. Throws a CopyError where that fails. */
+  copyOut(range: ByteRange): MaybePromise<void> {
+    return this.#copier.copyRange(range);
+  }
+
+  /** The clusters inside of a range need not be copied. */
+  forgo(range: ByteRange): void {
+    const { offset, length } = this.#bitmaps.inside(range.offset, range.length);
+    if (length === 0) return;
+    this.#bitmaps.copy.clear(offset, length);
+    this.#bitmaps.access.clear(offset, length);
   }
 
   /**
@@ -285,6 +311,7 @@ export class CopyBeforeWriteNode extends BlockNode {
     this.endSnapshot();
     const everything = { offset: 0, length: this.sizeBytes };
     await runSteps(this.#copier.whenSettled(everything));
+    this.#endSerialising?.();
     this.#budget.release(this.#bitmaps.held.countBytes());
     this.#bitmaps[Symbol.dispose]();
   }
@@ -296,7 +323,10 @@ export class CopyBeforeWriteNode extends BlockNode {
   override childPermissions(edge: BlockEdge, above: Permissions): Permissions {
     const changes = PERM_WRITE | PERM_RESIZE;
     if (edge === this.#target) {
-      return { perm: PERM_CONSISTENT_READ | PERM_WRITE, shared: PERM_ALL & ~changes };
+      // Where the disk is the target's backing node, who shares no write to the target shares none
+      // to the disk.
+      const unshared = this.#endSerialising === null ? changes : PERM_RESIZE;
+      return { perm: PERM_CONSISTENT_READ | PERM_WRITE, shared: PERM_ALL & ~unshared };
     }
     const { perm, shared } = defaultChildPermissions(this, edge, above);
     if (this.parents.size === 0) return { perm, shared };
@@ -345,7 +375,12 @@ export class CopyBeforeWriteNode extends BlockNode {
     }
   }
 
-  /** Waits for copies, but not beyond cbw-timeout nor the snapshot's end. They run on behind. */
+  /**
+   * Waits for copies, but not beyond cbw-timeout nor the snapshot's end. They run on behind, also
+   * through drained sections: those would hold the guest as long as the target stalls. They find the
+   * disk as it was, since nobody else may change it while the filter stands, nor remove a node;
+   * `close` waits for them.
+   */
   #inTime(copying: Promise<void>): Promise<void> {
     const seconds = this.#options.cbwTimeoutSeconds ?? 0;
     return new Promise((resolve, reject) => {
@@ -500,7 +535,7 @@ function checkOptions(options: CopyBeforeWriteOptions): void {
     throw new BlockError("EINVAL", `min-cluster-size may be at most ${most} bytes`);
   }
   const disk = new Set(parentsFirst([file]));
-  if (parentsFirst([target]).some((node) => disk.has(node))) {
+  if (storageOf(target).some((node) => disk.has(node))) {
     throw new BlockError("EINVAL", `Target '${target.nodeName}' is the disk itself`);
   }
   if (target.isReadOnly) throw new BlockError("EPERM", "Block node is read-only");
@@ -514,4 +549,14 @@ function checkOptions(options: CopyBeforeWriteOptions): void {
   if (bitmap && bitmap.sizeBytes !== file.sizeBytes) {
     throw new BlockError("EINVAL", `The bitmap is of another size than '${file.nodeName}'`);
   }
+}
+
+/** A node and all below that hold its own data, without its backing nodes. */
+function storageOf(node: BlockNode): BlockNode[] {
+  const below = [...node.children.values()].filter(({ role }) => role !== "cow");
+  return [node, ...below.flatMap((edge) => storageOf(edge.node))];
+}
+
+function isBackedBy(node: BlockNode, disk: BlockNode): boolean {
+  return parentsFirst([node]).includes(disk);
 }
