@@ -64,6 +64,7 @@ interface FileResources {
 export class FileNode extends BlockNode {
   /** The file's, without symbolic links. */
   readonly path: string;
+  readonly #givenPath: string;
   #fd: number;
   readonly #libc: LibC | null;
   #resources: FileResources;
@@ -90,6 +91,7 @@ export class FileNode extends BlockNode {
       discard: options.discard ?? "unmap",
     });
     this.path = resources.file.path;
+    this.#givenPath = options.path;
     this.#resources = resources;
     this.#clock = options.clock ?? systemClock;
     this.#isTemporary = options.isTemporary ?? false;
@@ -265,9 +267,25 @@ export class FileNode extends BlockNode {
     this.#canZeroRange = !isReadOnly && libc !== null;
   }
 
-  /** Its path. */
+  /**
+   * Copies from another file within the kernel. False where that can't be done; then a part of the
+   * range may have been copied.
+   */
+  copyFrom(
+    source: FileNode,
+    { sourceOffset, offset, length }: { sourceOffset: number; offset: number; length: number },
+  ): boolean {
+    if (this.#libc === null || this.isReadOnly) return false;
+    if (offset + length > this.sizeBytes || sourceOffset + length > source.sizeBytes) return false;
+    this.#unflushedBytes += length;
+    this.#forgetData(offset, length);
+    const from = { fd: source.#fd, offset: sourceOffset };
+    return this.#libc.copyRange(from, { fd: this.#fd, offset }, length) === length;
+  }
+
+  /** Its path as it was given. */
   override get fileName(): string {
-    return this.path;
+    return this.#givenPath;
   }
 
   /** Blocks that the file system gave to the file (st_blocks of stat(2)). */

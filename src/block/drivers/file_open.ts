@@ -19,6 +19,8 @@ export interface DiskFileOptions {
   isReadOnly: boolean;
   /** Makes the file, which must not exist. */
   create?: boolean;
+  /** Permission bits of a file that is made, 0600 unless given; the process's umask applies. */
+  mode?: number;
   /** Needed with `create`; else the size that the file must have. */
   sizeBytes?: number;
   /** The file must be in this folder or below it, symbolic links followed. */
@@ -75,7 +77,7 @@ function createFile(options: DiskFileOptions): DiskFile {
   checkInside(realPath, options);
   const fd = attempt(
     options.path,
-    () => fs.openSync(realPath, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600),
+    () => fs.openSync(realPath, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, options.mode ?? 0o600),
   );
   try {
     attempt(options.path, () => fs.ftruncateSync(fd, sizeBytes));

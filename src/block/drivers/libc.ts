@@ -29,6 +29,10 @@ const SYMBOLS = {
   pwritev: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
   fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
+  copy_file_range: {
+    parameters: ["i32", "buffer", "i32", "buffer", "usize", "u32"],
+    result: "isize",
+  },
   fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
   __errno_location: { parameters: [], result: "pointer" },
   // The runtime's own ways from a pointer to what it points to, and from a buffer to its address,
@@ -131,6 +135,26 @@ export class LibC {
   /** Allocates what is a hole in a range. Whether that worked. */
   allocate(fd: number, offset: number, length: number): boolean {
     return this.#allocate(fd, 0, offset, length);
+  }
+
+  /**
+   * Copies within the kernel, sharing the blocks where the file system can. The count copied; below
+   * that asked for: not all, for whatever reason.
+   */
+  copyRange(
+    source: { fd: number; offset: number },
+    target: { fd: number; offset: number },
+    length: number,
+  ): number {
+    const from = new BigInt64Array([BigInt(source.offset)]);
+    const to = new BigInt64Array([BigInt(target.offset)]);
+    const copy = this.#library.symbols.copy_file_range;
+    for (let done = 0; done < length;) {
+      const count = Number(copy(source.fd, from, target.fd, to, BigInt(length - done), 0));
+      if (count <= 0) return done;
+      done += count;
+    }
+    return length;
   }
 
   /** Whether `offset` holds data or is in a hole, and how far; null where nobody can say. */

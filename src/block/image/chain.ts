@@ -12,6 +12,13 @@ import type { BlockNode } from "../node.ts";
 import { settle, type Steps } from "../steps.ts";
 import { type BlockStatus, STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from "../types.ts";
 
+const SECTOR_BYTES = 512;
+
+/** A disk's size in whole sectors, as QEMU counts it: what a last one lacks reads as zeroes. */
+export function sectorBytes(node: BlockNode): number {
+  return Math.ceil(node.sizeBytes / SECTOR_BYTES) * SECTOR_BYTES;
+}
+
 /** The state of a run of a disk. */
 export interface DiskRun {
   /** Bytes that share the rest. */
@@ -46,8 +53,10 @@ export class DiskStatus {
     let left = length;
     for (const [depth, node] of this.#nodes.entries()) {
       if (offset >= node.sizeBytes) {
-        // A backing node that ends before: what lies behind its end counts as its zeroes.
-        return { length: left, flags: STATUS_ZERO | STATUS_ALLOCATED, depth, host: null };
+        // A backing node that ends before: what lies behind its end counts as its zeroes. So does
+        // the rest of the last sector.
+        const host = depth === 0 ? ownHost(node, offset) : null;
+        return { length: left, flags: STATUS_ZERO | STATUS_ALLOCATED, depth, host };
       }
       const run = yield* this.#statusOf(node, offset, Math.min(left, node.sizeBytes - offset));
       if (

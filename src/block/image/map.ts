@@ -7,7 +7,7 @@
 import type { BlockNode } from "../node.ts";
 import type { Steps } from "../steps.ts";
 import { STATUS_ALLOCATED, STATUS_COMPRESSED, STATUS_DATA, STATUS_ZERO } from "../types.ts";
-import { type DiskRun, DiskStatus } from "./chain.ts";
+import { type DiskRun, DiskStatus, sectorBytes } from "./chain.ts";
 
 /** An entry of the map, as QAPI's MapEntry. */
 export interface MapEntry {
@@ -49,7 +49,7 @@ export function* mapDisk(
   each: (entry: MapEntry) => void,
 ): Steps<void> {
   const { start = 0, simplify = (entry) => entry } = options;
-  const end = Math.min(options.end ?? Infinity, top.sizeBytes);
+  const end = Math.min(options.end ?? Infinity, sectorBytes(top));
   const status = new DiskStatus(top);
   let current: MapEntry | null = null;
   for (let offset = start; offset < end;) {
