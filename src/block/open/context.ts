@@ -11,7 +11,8 @@ import type { BlockGraph } from "../graph.ts";
 import type { BlockNode, DetectZeroes, DiscardMode } from "../node.ts";
 import type { MaybePromise } from "../types.ts";
 import type { Kernels } from "../../wasm/kernels.ts";
-import type { BlockdevRef, BlockdevTypes } from "./blockdev.ts";
+import type { Blockdev, BlockdevRef, BlockdevTypes } from "./blockdev.ts";
+import type { JsonObject } from "./json.ts";
 import type { Fields } from "./qapi.ts";
 
 /** The surroundings. */
@@ -27,6 +28,8 @@ export interface OpenContext {
   readonly kernels: Kernels;
   /** The dirty bitmaps of the graph's nodes. */
   readonly bitmaps: DirtyBitmaps;
+  /** With which arguments nodes were opened, for reopening and queries. */
+  readonly opened: WeakMap<BlockNode, Blockdev>;
   /** The group of that name, for driver throttle. */
   throttleGroup(name: string): ThrottleGroup | undefined;
   /** For timeouts and delays; the machine's unless given. */
@@ -105,6 +108,11 @@ export interface BlockDriver {
    * driver without it is never found by probing.
    */
   probe?(start: Uint8Array): number;
+  /**
+   * For protocols: the arguments that a file name of theirs (`nbd://...`) stands for, undefined for
+   * one of another protocol. Throws a BlockError (EINVAL).
+   */
+  optionsOfFileName?(filename: string): JsonObject | undefined;
 }
 
 /** The drivers by name, and the types of their arguments. */

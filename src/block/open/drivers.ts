@@ -237,6 +237,7 @@ export function localContext(
     mayOpen: () => true,
     kernels: options.kernels,
     bitmaps: options.bitmaps ?? new DirtyBitmaps(options.kernels),
+    opened: new WeakMap(),
     throttleGroup: () => undefined,
   };
 }

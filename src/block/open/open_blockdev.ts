@@ -15,7 +15,7 @@ import type { BlockGraph } from "../graph.ts";
 import type { BlockNode } from "../node.ts";
 import type { Blockdev, BlockdevRef } from "./blockdev.ts";
 import type { ChildUse, CommonSettings, HeaderFile, OpenContext } from "./context.ts";
-import { blockdevPath, headerFileBlockdev, pathOf } from "./open_image.ts";
+import { blockdevPath, headerFileBlockdev, pathOf, realPath } from "./open_image.ts";
 import { inputError, rootPlace } from "./qapi.ts";
 import type { JsonObject } from "./json.ts";
 
@@ -109,6 +109,7 @@ class Opening {
       });
       await this.#add(node, common);
       for (const child of children) this.#graph.adopt(child);
+      this.#context.opened.set(node, blockdev);
       return node;
     } catch (error) {
       for (const child of children.reverse()) await this.#graph.remove(child.nodeName);
@@ -160,7 +161,7 @@ function longerChain(
   found: Blockdev,
 ): readonly string[] {
   const imagePath = pathOf(image);
-  const longer = imagePath === null ? chain : [...chain, imagePath];
+  const longer = imagePath === null ? chain : [...chain, realPath(imagePath)];
   const next = blockdevPath(found);
   if (next !== null && longer.includes(next)) {
     throw inputError(`The backing file '${fileName}' of '${imagePath}' makes a loop`);

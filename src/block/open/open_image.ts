@@ -65,7 +65,7 @@ export async function openImage(
   const common: JsonObject = { "read-only": options.isReadOnly ?? false };
   if (options.forceShare) common["force-share"] = true;
   if (options.ignoresFlush) common.cache = { "no-flush": true };
-  const input = fileNameOptions(filename);
+  const input = fileNameOptions(filename, context);
   const hasFormat = options.format !== undefined;
   // json: with a format at its top is the whole image.
   if (!hasFormat && typeof input.driver === "string" && isFormat(input.driver, context)) {
@@ -107,7 +107,7 @@ function fieldsOf(driver: string, { drivers }: OpenContext) {
 }
 
 /** blockdev-add's arguments of what a file name names. Throws a BlockError (EINVAL). */
-export function fileNameOptions(filename: string): JsonObject {
+export function fileNameOptions(filename: string, { drivers }: OpenContext): JsonObject {
   if (filename === "") throw inputError("A file name must not be empty");
   if (filename.startsWith("json:")) {
     const object = parseJson(filename.slice("json:".length));
@@ -119,15 +119,14 @@ export function fileNameOptions(filename: string): JsonObject {
   switch (protocol) {
     case "file":
       return { driver: "file", filename: filename.slice("file:".length) };
-    case "nbd":
-    case "nbd+tcp":
-    case "nbd+unix":
-      return nbdOptions(filename);
     case "null-co":
       return { driver: "null-co" };
-    default:
-      throw inputError(`Unknown protocol '${protocol}'`);
   }
+  for (const { optionsOfFileName } of drivers.byName.values()) {
+    const options = optionsOfFileName?.(filename);
+    if (options !== undefined) return options;
+  }
+  throw inputError(`Unknown protocol '${protocol}'`);
 }
 
 /** `{"file.driver": "file"}`, as json: names may have it, is `{"file": {"driver": "file"}}`. */
@@ -145,39 +144,6 @@ function nestDottedKeys(object: JsonObject): JsonObject {
     at[last] = isJsonObject(value) ? nestDottedKeys(value) : value;
   }
   return nested;
-}
-
-const NBD_PORT = "10809";
-
-/** nbd://host[:port]/export, nbd+unix:///export?socket=path, nbd:unix:path, nbd:host:port. */
-function nbdOptions(filename: string): JsonObject {
-  if (!/^nbd(\+tcp|\+unix)?:\/\//.test(filename)) return legacyNbdOptions(filename);
-  const uri = URL.canParse(filename) ? new URL(filename) : undefined;
-  if (uri === undefined) throw inputError(`Invalid NBD address '${filename}'`);
-  const name = decodeURIComponent(uri.pathname.replace(/^\//, ""));
-  const socket = uri.searchParams.get("socket");
-  const isUnix = uri.protocol === "nbd+unix:";
-  if (isUnix !== (socket !== null) || (isUnix && uri.host !== "")) {
-    throw inputError(`Invalid NBD address '${filename}'`);
-  }
-  const server: JsonObject = socket !== null ? { type: "unix", path: socket } : {
-    type: "inet",
-    host: uri.hostname.replace(/^\[(.*)\]$/, "$1") || "localhost",
-    port: uri.port || NBD_PORT,
-  };
-  return { driver: "nbd", server, ...(name === "" ? {} : { export: name }) };
-}
-
-function legacyNbdOptions(filename: string): JsonObject {
-  const match = /^nbd:(?:unix:([^:]+)|([^:]+|\[[^\]]*\]):(\d+))(?::exportname=(.*))?$/.exec(
-    filename,
-  );
-  if (match === null) throw inputError(`Invalid NBD address '${filename}'`);
-  const [, socket, host, port, name] = match;
-  const server: JsonObject = socket !== undefined
-    ? { type: "unix", path: socket }
-    : { type: "inet", host: host?.replace(/^\[(.*)\]$/, "$1") ?? "", port: port ?? NBD_PORT };
-  return { driver: "nbd", server, ...(name === undefined ? {} : { export: name }) };
 }
 
 /** The format of what a node holds, by its start. */
@@ -216,7 +182,7 @@ export async function headerFileBlockdev(
   { fileName, format, image }: HeaderFile,
   context: OpenContext,
 ): Promise<Blockdev> {
-  const input = fileNameOptions(resolveBeside(fileName, image));
+  const input = fileNameOptions(resolveBeside(fileName, image), context);
   if (typeof input.driver === "string" && isFormat(input.driver, context)) {
     return parseBlockdev(input, context);
   }
