@@ -9,6 +9,7 @@
 import { BlockError } from "../block/errors.ts";
 import type { ByteStream } from "./byte_stream.ts";
 import { connectTcp } from "./transports/tcp.ts";
+import { type ClientTls, securableClient } from "./transports/tls.ts";
 import { connectUnix } from "./transports/unix.ts";
 
 /** The port that IANA gave to NBD. */
@@ -55,13 +56,19 @@ export function describeAddress(address: NbdAddress): string {
   return address.type === "unix" ? address.path : `${address.host}:${address.port}`;
 }
 
-/** Connects. Throws a BlockError whose text is QEMU's. */
-export async function connectNbd(address: NbdAddress, signal?: AbortSignal): Promise<ByteStream> {
+/**
+ * Connects; with `tls` the stream can be secured. Throws a BlockError whose text is QEMU's.
+ */
+export async function connectNbd(
+  address: NbdAddress,
+  { signal, tls }: { signal?: AbortSignal | undefined; tls?: ClientTls | undefined } = {},
+): Promise<ByteStream> {
   try {
     signal?.throwIfAborted();
-    return address.type === "unix"
+    const stream = address.type === "unix"
       ? await connectUnix(address.path)
       : await connectTcp(address, signal);
+    return tls === undefined ? stream : securableClient(stream, tls);
   } catch (error) {
     if (signal?.aborted === true) throw signal.reason;
     throw new BlockError(

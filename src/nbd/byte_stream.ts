@@ -39,4 +39,9 @@ export interface ByteStream {
   resume(): void;
   /** Closes both directions once what was written is under way. May be repeated. */
   close(reason: string): void;
+  /**
+   * From now on everything is TLS, in both directions; only where the stream can be secured. To be
+   * called while it is paused and nothing is being written: it resumes.
+   */
+  startTls?(): void;
 }

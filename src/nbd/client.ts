@@ -65,6 +65,8 @@ export interface NbdClientOptions {
   contexts?: readonly string[];
   /** The best headers to ask for: "extended" unless told otherwise. */
   style?: ReplyStyle;
+  /** TLS, or no connection; the stream must be one that can be secured. */
+  isTls?: boolean;
   /** Requests that may be pending at a time, 16 unless told otherwise. */
   requestsMax?: number;
   /** Bytes that may be outstanding at a time, 4 MiB unless told otherwise. */
@@ -147,6 +149,7 @@ export class NbdClient {
         exportName: options.exportName ?? "",
         contexts: options.contexts ?? [NBD_CONTEXT_BASE_ALLOCATION],
         style: options.style ?? "extended",
+        isTls: options.isTls ?? false,
       });
       link.release();
       return new NbdClient(link, negotiated, options);
@@ -158,10 +161,13 @@ export class NbdClient {
   }
 
   /** The exports that a server lists. Uses the stream up. */
-  static async list(stream: ByteStream, signal?: AbortSignal): Promise<ListedExport[]> {
+  static async list(
+    stream: ByteStream,
+    { signal, isTls }: Pick<NbdClientOptions, "signal" | "isTls"> = {},
+  ): Promise<ListedExport[]> {
     const link = new ClientLink(stream, signal);
     try {
-      return await listExports(link);
+      return await listExports(link, isTls);
     } finally {
       link.release();
       await link.drained();

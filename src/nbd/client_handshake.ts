@@ -28,6 +28,7 @@ import {
   NBD_OPT_GO,
   NBD_OPT_LIST,
   NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
   NBD_REP_ERR_UNSUP,
@@ -48,6 +49,8 @@ export interface HandshakeChannel {
   take(byteCount: number): Promise<Uint8Array>;
   /** Sends bytes of the client's. */
   send(bytes: Uint8Array): void;
+  /** Goes on in TLS. Rejects where the stream can't, or the server has said more already. */
+  startTls(): Promise<void>;
 }
 
 /** What a client asks for. */
@@ -58,6 +61,8 @@ export interface HandshakeWishes {
   contexts: readonly string[];
   /** The best headers to ask for. */
   style: ReplyStyle;
+  /** Asks for TLS before anything else. */
+  isTls: boolean;
 }
 
 /** What came of it. */
@@ -110,6 +115,7 @@ export async function negotiate(
   wishes: HandshakeWishes,
 ): Promise<NegotiatedExport> {
   const hasZeroes = await greet(channel);
+  if (wishes.isTls) await secure(channel);
   const style = await negotiateStyle(channel, wishes.style);
   const contexts = style === "simple" ? new Map<number, string>() : await selectContexts(
     channel,
@@ -147,8 +153,12 @@ export async function negotiate(
 }
 
 /** The server's list of exports. Says goodbye afterwards. */
-export async function listExports(channel: HandshakeChannel): Promise<ListedExport[]> {
+export async function listExports(
+  channel: HandshakeChannel,
+  isTls = false,
+): Promise<ListedExport[]> {
   await greet(channel);
+  if (isTls) await secure(channel);
   const replies = await option(channel, NBD_OPT_LIST, new Uint8Array(0));
   requireAck(replies);
   sendOption(channel, NBD_OPT_ABORT, new Uint8Array(0));
@@ -180,6 +190,12 @@ async function greet(channel: HandshakeChannel): Promise<boolean> {
   );
   channel.send(reply);
   return !noZeroes;
+}
+
+/** Nothing that was said before counts afterwards, and nothing else has been said. */
+async function secure(channel: HandshakeChannel): Promise<void> {
+  requireAck(await option(channel, NBD_OPT_STARTTLS, new Uint8Array(0)));
+  await channel.startTls();
 }
 
 async function negotiateStyle(channel: HandshakeChannel, best: ReplyStyle): Promise<ReplyStyle> {

@@ -81,6 +81,19 @@ export class ClientLink implements HandshakeChannel, ByteSink {
     this.queue.flush();
   }
 
+  /**
+   * Secures the stream. What a server sends behind its answer, anybody could have put there.
+   */
+  async startTls(): Promise<void> {
+    await this.drained();
+    if (this.#failure !== null) throw this.#failure;
+    if (this.#filled > 0) throw new NbdHandshakeError(0, "plain text where TLS should begin");
+    if (this.stream.startTls === undefined) {
+      throw new NbdHandshakeError(0, "this connection can't be secured");
+    }
+    this.stream.startTls();
+  }
+
   /** Waits for exactly so many bytes. */
   take(byteCount: number): Promise<Uint8Array> {
     if (this.#failure !== null) return Promise.reject(this.#failure);

@@ -4,7 +4,10 @@
  *
  *   client flags --> option header --> option data --> option header ...
  *                          |     too long --> skip --> option header
- *                          +--> outcome: transmission | close
+ *                          +--> outcome: transmission | startTls | close
+ *
+ * After `startTls` the owner secures the stream and calls `secured`: everything that was agreed on
+ * before is forgotten ("NBD_OPT_STARTTLS").
  *
  * An option's data is gathered only up to nbdOptionBytes, whatever length it claims. Every option
  * gets its answer, also the unknown one. The export is looked up when an option names it and handed
@@ -58,6 +61,7 @@ import {
   NBD_REP_ERR_EXT_HEADER_REQD,
   NBD_REP_ERR_INVALID,
   NBD_REP_ERR_POLICY,
+  NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
@@ -78,7 +82,14 @@ import type { SelectedContext, TransmissionOptions } from "./transmission.ts";
 /** How a handshake ends. */
 export type HandshakeOutcome =
   | ({ kind: "transmission" } & TransmissionOptions)
+  | { kind: "startTls" }
   | { kind: "close"; reason: string };
+
+/**
+ * Whether clients may, or must, secure the connection before anything else (the document's NOTLS,
+ * and FORCEDTLS; "allowed" forces nobody).
+ */
+export type TlsMode = "off" | "allowed" | "required";
 
 type State = "clientFlags" | "header" | "data" | "skip" | "over";
 
@@ -88,7 +99,9 @@ const MINIMUM_BLOCK_BYTES = 1;
 /** See the module's description. */
 export class Handshake {
   readonly #directory: ExportDirectory;
+  readonly #tlsMode: TlsMode;
   readonly #output: Uint8Array[] = [];
+  #isSecure = false;
   #state: State = "clientFlags";
   #buffer = new Uint8Array(CLIENT_FLAGS_BYTES);
   #filled = 0;
@@ -102,8 +115,9 @@ export class Handshake {
   #outcome: HandshakeOutcome | null = null;
 
   /** Greets: see `takeOutput`. */
-  constructor(directory: ExportDirectory) {
+  constructor(directory: ExportDirectory, tlsMode: TlsMode = "off") {
     this.#directory = directory;
+    this.#tlsMode = tlsMode;
     const greeting = new Uint8Array(GREETING_BYTES);
     const view = viewOf(greeting);
     view.setUint32(0, NBDMAGIC[0]);
@@ -117,6 +131,15 @@ export class Handshake {
   /** Set once the handshake is over; bytes behind it belong to the transmission phase. */
   get outcome(): HandshakeOutcome | null {
     return this.#outcome;
+  }
+
+  /** The stream is secured now. */
+  secured(): void {
+    this.#isSecure = true;
+    this.#style = "simple";
+    this.#selection = null;
+    this.#outcome = null;
+    this.#expect("header", OPTION_HEADER_BYTES);
   }
 
   /** What is to be sent since the last call. */
@@ -200,6 +223,7 @@ export class Handshake {
   }
 
   #takeOption(data: Uint8Array): void {
+    if (this.#tlsMode === "required" && !this.#isSecure && this.#needsTls()) return;
     switch (this.#option) {
       case NBD_OPT_EXPORT_NAME:
         this.#exportName(data);
@@ -216,8 +240,7 @@ export class Handshake {
         this.#reply(NBD_REP_ACK);
         return;
       case NBD_OPT_STARTTLS:
-        if (this.#refusesData(data)) return;
-        this.#error(NBD_REP_ERR_POLICY, "this server has no certificate");
+        this.#startTls(data);
         return;
       case NBD_OPT_INFO:
       case NBD_OPT_GO:
@@ -243,6 +266,27 @@ export class Handshake {
         return;
       default:
         this.#error(NBD_REP_ERR_UNSUP, `option ${this.#option} is not known here`);
+    }
+  }
+
+  /** Answers what must not be said in plain text: whether the option is one. */
+  #needsTls(): boolean {
+    if (this.#option === NBD_OPT_STARTTLS || this.#option === NBD_OPT_ABORT) return false;
+    if (this.#option === NBD_OPT_EXPORT_NAME) this.#close("NBD_OPT_EXPORT_NAME without TLS");
+    else this.#error(NBD_REP_ERR_TLS_REQD, "this server wants NBD_OPT_STARTTLS first");
+    return true;
+  }
+
+  #startTls(data: Uint8Array): void {
+    if (this.#refusesData(data)) return;
+    if (this.#isSecure) {
+      this.#error(NBD_REP_ERR_INVALID, "TLS is already in use");
+    } else if (this.#tlsMode === "off") {
+      this.#error(NBD_REP_ERR_POLICY, "this server has no certificate");
+    } else {
+      this.#reply(NBD_REP_ACK);
+      this.#state = "over";
+      this.#outcome = { kind: "startTls" };
     }
   }
 

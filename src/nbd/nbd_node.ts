@@ -47,6 +47,7 @@ import {
   NBD_STATE_HOLE,
   NBD_STATE_ZERO,
 } from "./codec.ts";
+import type { ClientTls } from "./transports/tls.ts";
 import { connectWithin, ReconnectingClient } from "./reconnecting_client.ts";
 
 /** What an NBD node is made of. */
@@ -73,6 +74,8 @@ export interface NbdNodeOptions {
   connections?: number;
   /** Gives the opening up. */
   signal?: AbortSignal;
+  /** TLS or no connection: what is trusted and shown. */
+  tls?: ClientTls;
   /** How to reach the server; a socket unless given. */
   connect?: (address: NbdAddress, signal: AbortSignal) => Promise<ByteStream>;
   /** The machine's clock unless given. */
@@ -140,10 +143,10 @@ export class NbdNode extends BlockNode {
 
   /** Where it is, and how it is connected now. */
   override details(): Record<string, string | number | boolean | null> {
-    const { server, exportName = "" } = this.#options;
+    const { server, exportName = "", tls } = this.#options;
     const { style } = firstOf(this.#clients).client;
     return {
-      filename: formatNbdUri({ address: server, exportName, isTls: false }),
+      filename: formatNbdUri({ address: server, exportName, isTls: tls !== undefined }),
       export: exportName,
       headers: style,
       connections: this.#clients.length,
@@ -293,7 +296,9 @@ export class NbdNode extends BlockNode {
 
 /** Makes one connection of a node's and negotiates its export. */
 function connector(options: NbdNodeOptions): (signal: AbortSignal) => Promise<NbdClient> {
-  const connect = options.connect ?? connectNbd;
+  const { tls } = options;
+  const connect = options.connect ??
+    ((address: NbdAddress, signal: AbortSignal) => connectNbd(address, { signal, tls }));
   const statusContext = options.statusContext ?? NBD_CONTEXT_BASE_ALLOCATION;
   return async (signal) =>
     await NbdClient.connect(await connect(options.server, signal), {
@@ -301,6 +306,7 @@ function connector(options: NbdNodeOptions): (signal: AbortSignal) => Promise<Nb
       contexts: [statusContext],
       requestsMax: REQUESTS_MAX,
       outstandingBytesMax: OUTSTANDING_BYTES_MAX,
+      isTls: tls !== undefined,
       signal,
     });
 }

@@ -8,8 +8,9 @@ import type { ExportDirectory } from "../block/export.ts";
 import { limits } from "../limits.ts";
 import type { ByteStream } from "./byte_stream.ts";
 import { ChunkPool } from "./output_queue.ts";
-import { NbdSession } from "./session.ts";
+import { NbdSession, type NbdSessionOptions } from "./session.ts";
 import { listenTcp, type StreamListener, type TcpAddress } from "./transports/tcp.ts";
+import { securableServer, type ServerTls } from "./transports/tls.ts";
 import { listenUnix } from "./transports/unix.ts";
 
 /** What a server is made of. */
@@ -52,9 +53,22 @@ export class NbdServer {
     return { open: this.#sessions.size, accepted: this.#accepted, refused: this.#refused };
   }
 
-  /** Serves the directory on a TCP address; port 0 for any. */
-  listenTcp(address: TcpAddress): TcpAddress {
-    const listener = listenTcp(address, (stream) => this.serve(stream));
+  /**
+   * Serves the directory on a TCP address; port 0 for any. With `tls` clients may, or if it is
+   * `required` must, secure their connection; without it none can.
+   */
+  listenTcp(
+    address: TcpAddress,
+    tls?: { certificate: ServerTls; isRequired: boolean },
+  ): TcpAddress {
+    const listener = listenTcp(address, (stream) => {
+      if (tls === undefined) return this.serve(stream);
+      const { certificate, isRequired } = tls;
+      return this.#serve(securableServer(stream, certificate), {
+        directory: this.#options.directory,
+        tlsMode: isRequired ? "required" : "allowed",
+      });
+    });
     this.#listeners.push(listener);
     return { host: address.host, port: listener.port };
   }
@@ -69,13 +83,17 @@ export class NbdServer {
    * server's own directory unless told otherwise. Resolves with the reason when it is closed.
    */
   serve(stream: ByteStream, directory = this.#options.directory): Promise<string> {
+    return this.#serve(stream, { directory });
+  }
+
+  #serve(stream: ByteStream, options: NbdSessionOptions): Promise<string> {
     this.#accepted++;
     if (this.#isClosing || this.#sessions.size >= this.#connectionsMax) {
       this.#refused++;
       stream.close("too many connections");
       return Promise.resolve("too many connections");
     }
-    const session = new NbdSession(stream, { directory, pool: this.#pool });
+    const session = new NbdSession(stream, { ...options, pool: this.#pool });
     this.#sessions.add(session);
     session.start();
     session.closed.then(() => this.#sessions.delete(session));

@@ -1,8 +1,12 @@
 /**
  * One NBD connection over any byte stream.
  *
+ *   handshake --STARTTLS--> securing --> handshake, from its beginning
  *   handshake --GO, EXPORT_NAME--> transmission --DISC, end, shutdown--> ending --> closed
  *       +--ABORT, violation, deadline------------------------------------^
+ *
+ * `securing` lasts until all replies are written: what a client sent behind NBD_OPT_STARTTLS without
+ * waiting for its answer is thrown away, since anybody could have put it there.
  *
  * `ending` takes no input any more; it waits for the requests in flight, lets the client take the
  * last replies for nbdCloseMs, and closes. Whatever a client does, the session holds one unfinished
@@ -14,7 +18,7 @@
 import type { ExportDirectory } from "../block/export.ts";
 import { limits } from "../limits.ts";
 import type { ByteSink, ByteStream, StreamEnd } from "./byte_stream.ts";
-import { Handshake } from "./handshake.ts";
+import { Handshake, type TlsMode } from "./handshake.ts";
 import { ChunkPool, OutputQueue } from "./output_queue.ts";
 import { Transmission } from "./transmission.ts";
 
@@ -22,6 +26,8 @@ import { Transmission } from "./transmission.ts";
 export interface NbdSessionOptions {
   /** The exports that this client may open. */
   directory: ExportDirectory;
+  /** Whether TLS may or must be used: "off" unless told otherwise. Else the stream can startTls. */
+  tlsMode?: TlsMode;
   /** Reply buffers, shared with other sessions. */
   pool?: ChunkPool;
   /** Time for the handshake, limits.nbdHandshakeMs unless told otherwise. */
@@ -41,6 +47,7 @@ export class NbdSession {
   readonly #queue: OutputQueue;
   readonly #handshake: Handshake;
   #transmission: Transmission | null = null;
+  #isSecuring = false;
   #isEnding = false;
   #isBroken = false;
   #isClosed = false;
@@ -53,7 +60,7 @@ export class NbdSession {
   constructor(stream: ByteStream, options: NbdSessionOptions) {
     this.#stream = stream;
     this.#options = options;
-    this.#handshake = new Handshake(options.directory);
+    this.#handshake = new Handshake(options.directory, options.tlsMode);
     this.closed = new Promise((resolve) => this.#resolveClosed = resolve);
     this.#queue = new OutputQueue(stream, options.pool ?? new ChunkPool(2), {
       onProgress: () => {
@@ -97,16 +104,17 @@ export class NbdSession {
   }
 
   #onData(bytes: Uint8Array): boolean {
-    if (this.#isEnding) return false;
+    if (this.#isEnding || this.#isSecuring) return false;
     let rest = bytes;
     if (this.#transmission === null) {
       const consumed = this.#handshake.receive(bytes);
       const output = this.#handshake.takeOutput();
       if (output.length > 0) this.#queue.append(output);
       const outcome = this.#handshake.outcome;
-      if (outcome === null || outcome.kind === "close") {
+      if (outcome === null || outcome.kind !== "transmission") {
         this.#queue.flush();
-        if (outcome !== null) this.#end(outcome.reason);
+        if (outcome?.kind === "close") this.#end(outcome.reason);
+        else if (outcome?.kind === "startTls") this.#beginSecuring();
         return false;
       }
       clearTimeout(this.#timer);
@@ -120,6 +128,19 @@ export class NbdSession {
     return this.#transmission.keepsInput;
   }
 
+  #beginSecuring(): void {
+    this.#isSecuring = true;
+    this.#stream.pause();
+    this.#secureIfWritten();
+  }
+
+  #secureIfWritten(): void {
+    if (this.#queue.pendingBytes > 0) return;
+    this.#isSecuring = false;
+    this.#handshake.secured();
+    this.#stream.startTls?.();
+  }
+
   /** A client that shut down its sending side is still answered what it asked for. */
   #onEnd(end: StreamEnd): void {
     if (end.kind === "closed") this.#break(end.message);
@@ -128,6 +149,7 @@ export class NbdSession {
 
   /** Executes what waits, then finds out whether to take more input or to close. */
   #pump(): void {
+    if (this.#isSecuring && !this.#isEnding) return this.#secureIfWritten();
     const transmission = this.#transmission;
     if (transmission !== null && !this.#isBroken) {
       if (!transmission.pump()) this.#end("a request without its magic number, or too long");
