@@ -28,6 +28,7 @@ import {
   REQ_FUA,
   REQ_MAY_UNMAP,
   REQ_NO_FALLBACK,
+  REQ_WRITE_COMPRESSED,
   REQ_WRITE_UNCHANGED,
   STATUS_ALLOCATED,
   STATUS_DATA,
@@ -176,6 +177,11 @@ export abstract class BlockNode {
     return false;
   }
 
+  /** Whether `write` takes REQ_WRITE_COMPRESSED. Filters pass it on, and answer for their child. */
+  get supportsCompressedWrites(): boolean {
+    return false;
+  }
+
   /** The graph that the node is part of, null before `add` and after `remove`. */
   get graph(): BlockGraph | null {
     return this.#graph;
@@ -194,10 +200,13 @@ export abstract class BlockNode {
     return this.doRead(offset, target);
   }
 
-  /** Writes. `flags`: REQ_FUA, REQ_WRITE_UNCHANGED. */
+  /** Writes. `flags`: REQ_FUA, REQ_WRITE_UNCHANGED, and where supported REQ_WRITE_COMPRESSED. */
   write(offset: number, source: IoVector, flags = 0): MaybePromise<void> {
     this.#checkRange(offset, source.length);
-    this.#checkWrite(flags, WRITE_FLAGS);
+    this.#checkWrite(flags, WRITE_FLAGS | REQ_WRITE_COMPRESSED);
+    if ((flags & REQ_WRITE_COMPRESSED) !== 0 && !this.supportsCompressedWrites) {
+      throw this.notSupported("compressed writes");
+    }
     if (source.length === 0) return;
     if (this.#settings.detectZeroes !== "off" && source.buffers.every(isZero)) {
       return this.writeZeroes(offset, source.length, this.#zeroFlags(flags));
