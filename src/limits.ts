@@ -19,6 +19,20 @@ export const limits = {
   memoryMaxBytes: 3584 * MiB,
   diskCount: 8,
   diskMaxBytes: 16 * 1024 * GiB,
+  /** Disks of the service, those of machines among them. */
+  diskTotal: 1024,
+  /** An I/O worker of a disk without a machine ends when nobody used it for so long. */
+  diskIdleMs: 10_000,
+  /** Jobs of one machine or disk at a time, and ended ones that the service remembers. */
+  jobsPerVm: 32,
+  jobsKept: 256,
+  /** Actions of one transaction. */
+  transactionActions: 128,
+  /** Events that a client which lost its connection can still get, and waiting ones of a slow one. */
+  eventsKept: 1024,
+  eventsQueued: 256,
+  /** A wait for a state may take so long. */
+  waitMs: 600_000,
   /** A kernel's command line, in UTF-8. */
   cmdlineBytes: 2048,
   /** A kernel, initrd or firmware. */
@@ -56,6 +70,16 @@ export const limits = {
   /** Copies of one copy-before-write filter that run at the same time, and the size of each. */
   cbwCopyCount: 64,
   cbwCopyBytes: 1 * MiB,
+
+  // qcow2
+  /** Cached L2 tables of one image: 32 MiB describe 256 GiB in clusters of 64 KiB. */
+  qcow2L2CacheBytes: 32 * MiB,
+  /** Cached refcounts of one image: 2 MiB describe 64 GiB. */
+  qcow2RefcountCacheBytes: 2 * MiB,
+  /** Clusters that wait to be freed, beyond which metadata is written so that they can be. */
+  qcow2FreeCount: 16 * 1024,
+  /** Requests of one image's request to its file at the same time. */
+  qcow2RequestsInFlight: 8,
 
   // NBD
   /** Data of one handshake option that is read. */
