@@ -27,7 +27,12 @@ const STATE_FORBIDDEN = 1;
 const LOOKUPS_MAX = 2048;
 
 /** What is at `offset`, for how many bytes on, at most `length`. */
-type LookUp = (offset: number, length: number) => MaybePromise<Extent>;
+export type LookUp = (offset: number, length: number) => MaybePromise<Extent>;
+
+/** What clients are told to ask for in one piece: whole clusters, within what NBD allows. */
+export function preferredBlockBytes(clusterSizeBytes: number | null): number {
+  return Math.min(Math.max(clusterSizeBytes ?? 0, 4096), 32 * 1024 * 1024);
+}
 
 /** `base:allocation` of a node. */
 export function allocationContext(
@@ -81,7 +86,8 @@ function allocationExtent({ length, flags }: BlockStatus): Extent {
   return { length, flags: hole | zero };
 }
 
-function createContext(name: string, lookUp: LookUp): MetaContext {
+/** A context whose runs are looked up one by one. */
+export function createContext(name: string, lookUp: LookUp): MetaContext {
   return {
     name,
     extents: (offset, length, { maxExtents }) =>

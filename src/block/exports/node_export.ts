@@ -8,16 +8,25 @@ import { BlockBackend } from "../backend.ts";
 import type { DirtyBitmap } from "../dirty_bitmap.ts";
 import { BlockError } from "../errors.ts";
 import type { BlockExport, MetaContext } from "../export.ts";
+import { SnapshotAccessNode } from "../filters/snapshot_access.ts";
 import type { BlockGraph } from "../graph.ts";
 import { IoVector } from "../io_vector.ts";
+import type { BlockNode } from "../node.ts";
 import {
   type MaybePromise,
   PERM_ALL,
   PERM_CONSISTENT_READ,
   PERM_RESIZE,
   PERM_WRITE,
+  REQ_FUA,
 } from "../types.ts";
-import { allocationContext, dirtyBitmapContext } from "./meta_contexts.ts";
+import { allocationDepthContext, diskAllocationContext } from "./disk_contexts.ts";
+import {
+  accessContext,
+  dirtyBitmapContext,
+  preferredBlockBytes,
+  snapshotAllocationContext,
+} from "./meta_contexts.ts";
 
 /** What an export of a node is made of. */
 export interface NodeExportOptions {
@@ -27,13 +36,17 @@ export interface NodeExportOptions {
   description?: string;
   /** The node that it shows, part of the graph. */
   nodeName: string;
+  /** As messages about permissions name who uses the node; the export's name unless given. */
+  userName?: string;
   /** Without it the export is read-only. */
   isWritable?: boolean;
   /** Shown as `qemu:dirty-bitmap:NAME`, and busy as long as the export stands. */
   bitmaps?: readonly DirtyBitmap[];
+  /** Shows `qemu:allocation-depth` too. */
+  showsDepth?: boolean;
+  /** Every write is on stable storage when it is answered. */
+  isWritethrough?: boolean;
 }
-
-const PREFERRED_BLOCK_BYTES = 4096;
 
 /** See the module's head. */
 export class NodeExport implements BlockExport {
@@ -43,9 +56,10 @@ export class NodeExport implements BlockExport {
   readonly isReadOnly: boolean;
   readonly canDiscard: boolean;
   readonly canMultiConn = true;
-  readonly preferredBlockBytes: number = PREFERRED_BLOCK_BYTES;
+  readonly preferredBlockBytes: number;
   readonly contexts: readonly MetaContext[];
   readonly #backend: BlockBackend;
+  readonly #writeFlags: number;
   readonly #unused: (() => void)[];
 
   /** Throws a BlockError where the node can't be had, or a bitmap is in use or of another size. */
@@ -63,8 +77,10 @@ export class NodeExport implements BlockExport {
     this.sizeBytes = node.sizeBytes;
     this.isReadOnly = !isWritable;
     this.canDiscard = isWritable;
+    this.preferredBlockBytes = preferredBlockBytes(node.clusterSizeBytes);
+    this.#writeFlags = options.isWritethrough === true ? REQ_FUA : 0;
     this.#backend = new BlockBackend(graph, {
-      name: options.name,
+      name: options.userName ?? options.name,
       nodeName: options.nodeName,
       perm: PERM_CONSISTENT_READ | (isWritable ? PERM_WRITE : 0),
       // Its size is told once, to each client.
@@ -72,7 +88,8 @@ export class NodeExport implements BlockExport {
     });
     this.#unused = bitmaps.map((bitmap) => bitmap.use());
     this.contexts = [
-      allocationContext((offset, length) => this.#backend.blockStatus(offset, length)),
+      ...contextsOfNode(node, this.#backend),
+      ...(options.showsDepth === true ? [allocationDepthContext(this.#backend)] : []),
       ...bitmaps.map(dirtyBitmapContext),
     ];
   }
@@ -82,11 +99,11 @@ export class NodeExport implements BlockExport {
   }
 
   write(offset: number, data: Uint8Array, flags: number): MaybePromise<void> {
-    return this.#backend.write(offset, IoVector.of(data), flags);
+    return this.#backend.write(offset, IoVector.of(data), flags | this.#writeFlags);
   }
 
   writeZeroes(offset: number, length: number, flags: number): MaybePromise<void> {
-    return this.#backend.writeZeroes(offset, length, flags);
+    return this.#backend.writeZeroes(offset, length, flags | this.#writeFlags);
   }
 
   discard(offset: number, length: number): MaybePromise<void> {
@@ -102,4 +119,12 @@ export class NodeExport implements BlockExport {
     await this.#backend.release();
     for (const unuse of this.#unused) unuse();
   }
+}
+
+/** A snapshot has areas that may not be read: its maps tell, instead of failing. */
+function contextsOfNode(node: BlockNode, backend: BlockBackend): MetaContext[] {
+  if (!(node instanceof SnapshotAccessNode)) return [diskAllocationContext(backend)];
+  const access = (offset: number, length: number) => node.snapshotAccess(offset, length);
+  const status = (offset: number, length: number) => backend.blockStatus(offset, length);
+  return [snapshotAllocationContext({ access, status }), accessContext(access)];
 }

@@ -13,7 +13,12 @@ import type { SnapshotAccessNode } from "../filters/snapshot_access.ts";
 import type { BlockGraph } from "../graph.ts";
 import { IoVector } from "../io_vector.ts";
 import { type MaybePromise, PERM_ALL, PERM_CONSISTENT_READ } from "../types.ts";
-import { accessContext, dirtyBitmapContext, snapshotAllocationContext } from "./meta_contexts.ts";
+import {
+  accessContext,
+  dirtyBitmapContext,
+  preferredBlockBytes,
+  snapshotAllocationContext,
+} from "./meta_contexts.ts";
 
 /** What an export of a snapshot is made of. */
 export interface SnapshotExportOptions {
@@ -27,8 +32,6 @@ export interface SnapshotExportOptions {
   bitmaps?: readonly DirtyBitmap[];
 }
 
-const PREFERRED_BLOCK_BYTES = 4096;
-
 /** See the module's head. */
 export class SnapshotExport implements BlockExport {
   readonly name: string;
@@ -37,7 +40,7 @@ export class SnapshotExport implements BlockExport {
   readonly isReadOnly = true;
   readonly canDiscard = true;
   readonly canMultiConn = true;
-  readonly preferredBlockBytes: number = PREFERRED_BLOCK_BYTES;
+  readonly preferredBlockBytes: number;
   readonly contexts: readonly MetaContext[];
   readonly #backend: BlockBackend;
   readonly #unused: (() => void)[];
@@ -50,6 +53,7 @@ export class SnapshotExport implements BlockExport {
     this.name = options.name;
     this.description = options.description ?? "";
     this.sizeBytes = node.sizeBytes;
+    this.preferredBlockBytes = preferredBlockBytes(node.clusterSizeBytes);
     const backend = new BlockBackend(graph, {
       name: options.name,
       nodeName: node.nodeName,
