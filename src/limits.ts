@@ -120,6 +120,10 @@ export const limits = {
   qmpMessageBytes: 8 * MiB,
   qmpTokens: 256 * KiB,
   jsonDepth: 1024,
+  /** Answers and events that wait for a client, beyond which it is cut off. */
+  qmpOutputBytes: 32 * MiB,
+  /** Clients of one monitor at a time. */
+  qmpSessions: 64,
   /** Nodes on the way from an image to the last one of its backing chain. */
   backingChainDepth: 200,
   /** Nodes of one block graph. */

@@ -178,15 +178,23 @@ export class BlockGraph {
           `Node '${filter.nodeName}' does not filter '${node.nodeName}'`,
         );
       }
-      const isNew = filter.graph === null;
-      if (isNew) this.add(filter);
-      try {
-        this.replaceChild(edge, filter);
-      } catch (error) {
-        if (isNew) this.#detach(filter);
-        throw error;
-      }
+      if (filter.graph === null) this.addAbove(filter, [edge]);
+      else this.replaceChild(edge, filter);
     });
+  }
+
+  /**
+   * Takes a node in and makes edges lead to it, which a drained section covers. If anything fails,
+   * the graph is as before.
+   */
+  addAbove(node: BlockNode, edges: Iterable<BlockEdge>): void {
+    this.add(node);
+    try {
+      this.replaceChildren(edges, node);
+    } catch (error) {
+      this.#detach(node);
+      throw error;
+    }
   }
 
   /**
@@ -240,7 +248,7 @@ export class BlockGraph {
         `${edge.node.description} is replaced outside a drained section`,
       );
       if (edge.parent instanceof BlockNode && reaches(node, edge.parent)) {
-        throw cycle(edge.parent, node);
+        throw cycle(edge.parent, node, edge.name);
       }
       previous.set(edge, edge.node);
     }
@@ -273,7 +281,7 @@ export class BlockGraph {
         `Driver '${parent.driver}' of node '${parent.nodeName}' does not support backing files`,
       );
     }
-    if (reaches(node, parent)) throw cycle(parent, node);
+    if (reaches(node, parent)) throw cycle(parent, node, "backing");
     this.#changeChild(new BlockEdge(parent, "backing", "cow", node), true);
   }
 
@@ -484,10 +492,10 @@ function inUse(node: BlockNode): BlockError {
   return new BlockError("EBUSY", `Node ${node.nodeName} is in use`);
 }
 
-function cycle(parent: BlockNode, node: BlockNode): BlockError {
+function cycle(parent: BlockNode, node: BlockNode, name: string): BlockError {
   return new BlockError(
     "EINVAL",
-    `Making '${node.nodeName}' a child of '${parent.nodeName}' would create a cycle`,
+    `Making '${node.nodeName}' a ${name} child of '${parent.nodeName}' would create a cycle`,
   );
 }
 

@@ -100,6 +100,11 @@ export class NbdServer {
     return session.closed;
   }
 
+  /** Whether a client has the export of that name open. */
+  hasClients(exportName: string): boolean {
+    return [...this.#sessions].some((session) => session.exportName === exportName);
+  }
+
   /**
    * An export goes away: sessions on it end. Resolves when no request is in flight on it. The
    * directory must not offer it any more.

@@ -180,7 +180,7 @@ Deno.test("BlockGraph.replaceChild() makes no loops and needs a drained section"
       await assertFails(
         () => graph.replaceChild(edge, node),
         "EINVAL",
-        `Making '${node.nodeName}' a child of 'low' would create a cycle`,
+        `Making '${node.nodeName}' a file child of 'low' would create a cycle`,
       );
     }
     await assertFails(() => graph.replaceChild(edge, memory("x")), "EINVAL", /not part of/);
