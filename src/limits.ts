@@ -78,6 +78,8 @@ export const limits = {
   qcow2RefcountCacheBytes: 2 * MiB,
   /** Clusters that wait to be freed, beyond which metadata is written so that they can be. */
   qcow2FreeCount: 16 * 1024,
+  /** Memory of a check for its counts: a byte for each cluster in use, or four. */
+  qcow2CheckBytes: 512 * MiB,
   /** Requests of one image's request to its file at the same time. */
   qcow2RequestsInFlight: 8,
 
@@ -105,7 +107,18 @@ export const limits = {
   nbdTurnMs: 4,
   /** A session that ends gives its client this long to take the last replies. */
   nbdCloseMs: 2_000,
+  /** Connections to one server (a machine's I/O worker), beyond which new ones are closed. */
   nbdConnectionsPerVm: 256,
+  /**
+   * Requests and replies of all connections to one server together: beyond it none is begun. Where
+   * none of it comes back for nbdSweepMs, the connection that holds most is cut off.
+   */
+  nbdBufferedBytesPerVm: 256 * MiB,
+  nbdSweepMs: 5_000,
+  /** In the middle of a request, or with replies that are not taken, a client may pause so long. */
+  nbdStallMs: 15 * 60_000,
+  /** Without any request a connection lasts so long. */
+  nbdIdleMs: 24 * 3_600_000,
   /** A WebSocket frame of ours: what is fastest into browsers. */
   nbdWebSocketFrameBytes: 256 * KiB,
   /** Unacknowledged bytes between the control isolate and an I/O worker, each way. */
@@ -124,6 +137,9 @@ export const limits = {
   qmpOutputBytes: 32 * MiB,
   /** Clients of one monitor at a time. */
   qmpSessions: 64,
+  /** Exports and objects that the clients of one monitor may make. */
+  qmpExports: 256,
+  qmpObjects: 256,
   /** Nodes on the way from an image to the last one of its backing chain. */
   backingChainDepth: 200,
   /** Nodes of one block graph. */
