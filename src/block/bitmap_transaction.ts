@@ -30,8 +30,10 @@ export type BitmapAction =
   | { type: "abort" };
 
 /** What an action leaves to be done at the transaction's end, whichever that is. */
-interface Prepared {
+export interface BitmapChange {
+  /** All went well. Never fails. */
   commit?: () => MaybePromise<void>;
+  /** Another action failed. */
   undo: () => void;
 }
 
@@ -43,9 +45,9 @@ export function runBitmapTransaction(
   bitmaps: DirtyBitmaps,
   actions: readonly BitmapAction[],
 ): MaybePromise<void> {
-  const prepared: Prepared[] = [];
+  const prepared: BitmapChange[] = [];
   try {
-    for (const action of actions) prepared.push(prepare(bitmaps, action));
+    for (const action of actions) prepared.push(changeBitmap(bitmaps, action));
   } catch (error) {
     for (const { undo } of prepared.reverse()) undo();
     throw error;
@@ -54,7 +56,11 @@ export function runBitmapTransaction(
   if (pending.length > 0) return Promise.all(pending).then(() => {});
 }
 
-function prepare(bitmaps: DirtyBitmaps, action: BitmapAction): Prepared {
+/**
+ * Carries an action out. Throws its BlockError, having changed nothing. An undo within the same call
+ * as this leaves no trace.
+ */
+export function changeBitmap(bitmaps: DirtyBitmaps, action: BitmapAction): BitmapChange {
   switch (action.type) {
     case "add": {
       const bitmap = bitmaps.add(action.node, action.options);
@@ -116,7 +122,7 @@ function keepingBits(
   bitmaps: DirtyBitmaps,
   { node, name }: BitmapReference,
   change: () => void,
-): Prepared {
+): BitmapChange {
   const bitmap = bitmaps.get(node, name);
   const before = bitmap.bits.resized(bitmap.bits.sizeBytes);
   try {

@@ -37,7 +37,7 @@ import type { BlockGraph } from "./graph.ts";
 import type { BlockNode } from "./node.ts";
 import { parentsFirst } from "./permissions.ts";
 import { ScratchBudget } from "./scratch_budget.ts";
-import { type MaybePromise, PERM_WRITE } from "./types.ts";
+import { PERM_WRITE } from "./types.ts";
 import type { Kernels } from "../wasm/kernels.ts";
 
 /** A disk to be frozen. */
@@ -52,7 +52,7 @@ export interface FleecingDisk {
   bitmap: DirtyBitmap | null;
   /** Where old data goes; null: a new temporary image. A node that is given is not removed. */
   target: BlockNode | null;
-  /** Shown with the view as `qemu:dirty-bitmap:NAME`, as they are after `bitmapChanges`. */
+  /** Shown with the view as `qemu:dirty-bitmap:NAME`, as they are after the transaction's changes. */
   exportBitmaps?: readonly DirtyBitmap[];
   /**
    * The old scheme: the target, which must be backed by what the backend works on, is itself the
@@ -79,10 +79,10 @@ export interface FleecingOptions {
   scratchDirectory: string;
   /** Where the bitmaps live. */
   kernels: Kernels;
-  /** Changes of bitmaps at the same moment, after `bitmap` of each disk was read. */
-  bitmapChanges?: { bitmaps: DirtyBitmaps; actions: readonly BitmapAction[] };
   /** For the timeout: the machine's unless given. */
   clock?: Clock;
+  /** Of a `start`: changes of bitmaps at the same moment, after `bitmap` of each disk was read. */
+  bitmapChanges?: { bitmaps: DirtyBitmaps; actions: readonly BitmapAction[] };
   /** Called once for each disk whose snapshot breaks. */
   onBroken?: (disk: string, error: BlockError) => void;
 }
@@ -116,7 +116,8 @@ export class Fleecing {
   readonly #parts: readonly Part[];
   #stopping: Promise<void> | null = null;
 
-  private constructor(name: string, graph: BlockGraph, parts: readonly Part[]) {
+  /** For FleecingStart. */
+  constructor(name: string, graph: BlockGraph, parts: readonly Part[]) {
     this.name = name;
     this.#graph = graph;
     this.#parts = parts;
@@ -124,18 +125,21 @@ export class Fleecing {
 
   /** Freezes the disks. Throws a BlockError and leaves everything as it was where that fails. */
   static async start(graph: BlockGraph, options: FleecingOptions): Promise<Fleecing> {
-    checkDisks(options.disks);
-    const parts: Part[] = [];
+    const start = new FleecingStart(graph, options);
     try {
-      for (const disk of options.disks) parts.push(prepare(graph, disk, options.scratchDirectory));
-      // All nodes of the stacks: the upper ones may be filters that go while the section begins.
-      const nodes = parentsFirst(options.disks.map(({ backend }) => backend.node));
-      await graph.drained(nodes, () => freeze(graph, parts, options));
+      start.prepare();
+      await graph.drained(start.nodes, () => {
+        start.freeze();
+        const { bitmapChanges: changes } = options;
+        const changed = changes && runBitmapTransaction(changes.bitmaps, changes.actions);
+        start.show();
+        return changed;
+      });
     } catch (error) {
-      await takeDown(graph, parts);
+      await start.undo();
       throw toBlockError(error);
     }
-    return new Fleecing(options.name, graph, parts);
+    return start.result();
   }
 
   /** The views, one for each disk, in the order of the disks. */
@@ -161,6 +165,54 @@ export class Fleecing {
   }
 }
 
+/** The start of a fleecing in steps, for transactions; `start` above is all of them. */
+export class FleecingStart {
+  readonly #graph: BlockGraph;
+  readonly #options: FleecingOptions;
+  readonly #parts: Part[] = [];
+
+  /** Throws EINVAL where no disk is named, or one twice. */
+  constructor(graph: BlockGraph, options: FleecingOptions) {
+    checkDisks(options.disks);
+    this.#graph = graph;
+    this.#options = options;
+  }
+
+  /**
+   * What the moment's drained section is to cover: all nodes of the stacks, since the upper ones may
+   * be filters that go while the section begins.
+   */
+  get nodes(): BlockNode[] {
+    return parentsFirst(this.#options.disks.map(({ backend }) => backend.node));
+  }
+
+  /** Makes what can be made before the moment. May fail halfway. */
+  prepare(): void {
+    const { disks, scratchDirectory } = this.#options;
+    for (const disk of disks) this.#parts.push(prepare(this.#graph, disk, scratchDirectory));
+  }
+
+  /** The moment. Nothing is in flight, and nothing here waits. May fail halfway. */
+  freeze(): void {
+    freeze(this.#graph, this.#parts, this.#options);
+  }
+
+  /** Makes the views, all else having been done at the moment. May fail halfway. */
+  show(): void {
+    for (const part of this.#parts) show(this.#graph, part);
+  }
+
+  /** It stands. */
+  result(): Fleecing {
+    return new Fleecing(this.#options.name, this.#graph, this.#parts);
+  }
+
+  /** The way back, from wherever it came. */
+  async undo(): Promise<void> {
+    await takeDown(this.#graph, this.#parts);
+  }
+}
+
 function checkDisks(disks: readonly FleecingDisk[]): void {
   if (disks.length === 0) throw new BlockError("EINVAL", "A fleecing needs at least one disk");
   const names = new Set(disks.map(({ name }) => name));
@@ -183,12 +235,7 @@ function prepare(graph: BlockGraph, disk: FleecingDisk, scratchDirectory: string
   return { ...made, target, scratchPath };
 }
 
-/** The moment. Nothing is in flight, and nothing waits but for removed bitmaps' storage. */
-function freeze(
-  graph: BlockGraph,
-  parts: readonly Part[],
-  options: FleecingOptions,
-): MaybePromise<void> {
+function freeze(graph: BlockGraph, parts: readonly Part[], options: FleecingOptions): void {
   const budget = new ScratchBudget(options.scratchMaxBytes);
   for (const part of parts) {
     const { disk } = part;
@@ -212,11 +259,6 @@ function freeze(
     graph.add(filter);
     graph.replaceChildren(edges, filter);
   }
-  const { bitmapChanges } = options;
-  const changed = bitmapChanges &&
-    runBitmapTransaction(bitmapChanges.bitmaps, bitmapChanges.actions);
-  for (const part of parts) show(graph, part);
-  return changed;
 }
 
 /** Makes the view of a disk whose filter stands. */

@@ -39,6 +39,8 @@ import type { CbwBitmaps } from "./cbw_bitmaps.ts";
 
 /** Bytes copied within one call before the event loop gets a turn: some milliseconds. */
 const TURN_BYTES = 8 * 1024 * 1024;
+/** Of a backup, zeroes are written in larger pieces, since hardly any data is moved. */
+const ZERO_RUN_BYTES = 64 * 1024 * 1024;
 /** Buffers kept for the next copy. */
 const SPARE_BUFFERS = 4;
 
@@ -88,6 +90,8 @@ interface Attempt {
   /** The first failure of its own copies. */
   failure: BlockError | null;
   copiedBytes: number;
+  /** Of these, what was not zeroes. */
+  dataBytes: number;
 }
 
 /** See the module's head. */
@@ -122,11 +126,16 @@ export class ClusterCopier {
 
   /**
    * Copies what is left to copy of these whole clusters, and waits for others' copies there. Throws
-   * or rejects with a BlockError where a copy of its own failed.
+   * or rejects with a CopyError where a copy of its own failed. Returns how many bytes of data it
+   * copied.
    */
-  copyRange(range: ByteRange): MaybePromise<void> {
-    const attempt: Attempt = { range, inFlight: new Set(), failure: null, copiedBytes: 0 };
-    return runSteps(this.#copyRange(attempt));
+  copyRange(range: ByteRange): MaybePromise<number> {
+    return runSteps(this.#copyRange(newAttempt(range)));
+  }
+
+  /** The same for the first run in a range, which may be shorter than the range. */
+  copyFirst(range: ByteRange): MaybePromise<number> {
+    return runSteps(this.#copyFirst(newAttempt(range)));
   }
 
   /** Waits for the copies in flight in a range. */
@@ -138,7 +147,14 @@ export class ClusterCopier {
     }
   }
 
-  *#copyRange(attempt: Attempt): Steps<void> {
+  *#copyFirst(attempt: Attempt): Steps<number> {
+    const run = this.#nextRun(attempt.range);
+    if (run !== null) yield* this.#copyRun(attempt, run);
+    if (attempt.failure !== null) throw attempt.failure;
+    return attempt.dataBytes;
+  }
+
+  *#copyRange(attempt: Attempt): Steps<number> {
     const { range } = attempt;
     let turnEndBytes = TURN_BYTES;
     for (;;) {
@@ -164,13 +180,15 @@ export class ClusterCopier {
       }
     }
     if (attempt.failure !== null) throw attempt.failure;
+    return attempt.dataBytes;
   }
 
   /** The next clusters to copy, not yet taken. */
   #nextRun({ offset, length }: ByteRange): ByteRange | null {
     if (!this.#options.mayCopy()) return null;
     const run = this.#bitmaps.copy.nextRun(offset, length);
-    if (run !== null) run.length = Math.min(run.length, this.#runBytes);
+    const most = this.#options.backup ? Math.max(this.#runBytes, ZERO_RUN_BYTES) : this.#runBytes;
+    if (run !== null) run.length = Math.min(run.length, most);
     return run;
   }
 
@@ -185,9 +203,11 @@ export class ClusterCopier {
     try {
       const status = yield* settle(this.#options.source().blockStatus(run.offset, run.length));
       const isHole = (status.flags & STATUS_ZERO) !== 0 && this.#wholeBytes(status.length, run) > 0;
-      const length = isHole
-        ? this.#wholeBytes(status.length, run)
-        : Math.min(this.#bitmaps.around(run.offset, status.length).length, run.length);
+      const length = isHole ? this.#wholeBytes(status.length, run) : Math.min(
+        this.#bitmaps.around(run.offset, status.length).length,
+        run.length,
+        this.#runBytes,
+      );
       if (length < run.length) {
         this.#bitmaps.putBack({ offset: run.offset + length, length: run.length - length });
         busy.length = run.length = length;
@@ -195,7 +215,10 @@ export class ClusterCopier {
       if (isHole) {
         at.source = false;
         yield* this.#copyZeroes(run);
-      } else yield* this.#copyData(run, at);
+      } else {
+        yield* this.#copyData(run, at);
+        attempt.dataBytes += run.length;
+      }
       this.#bitmaps.done.set(run.offset, run.length);
       this.clustersDone += Math.ceil(run.length / this.#bitmaps.clusterSizeBytes);
       attempt.copiedBytes += run.length;
@@ -283,4 +306,8 @@ export class ClusterCopier {
       start = end;
     }
   }
+}
+
+function newAttempt(range: ByteRange): Attempt {
+  return { range, inFlight: new Set(), failure: null, copiedBytes: 0, dataBytes: 0 };
 }

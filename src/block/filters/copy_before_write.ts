@@ -218,9 +218,12 @@ export class CopyBeforeWriteNode extends BlockNode {
     return this.#bitmaps.copy;
   }
 
-  /** Copies what is left to copy of whole clusters. Throws a CopyError where that fails. */
-  copyOut(range: ByteRange): MaybePromise<void> {
-    return this.#copier.copyRange(range);
+  /**
+   * Copies the first run of what is left to copy of whole clusters: a chunk, or more where it is
+   * zeroes. Returns how many bytes of it were not. Throws a CopyError where that fails.
+   */
+  copyOut(range: ByteRange): MaybePromise<number> {
+    return this.#copier.copyFirst(range);
   }
 
   /** The clusters inside of a range need not be copied. */
@@ -229,6 +232,12 @@ export class CopyBeforeWriteNode extends BlockNode {
     if (length === 0) return;
     this.#bitmaps.copy.clear(offset, length);
     this.#bitmaps.access.clear(offset, length);
+  }
+
+  /** Ends the snapshot, then waits for copies in flight. What is left to copy then stays so. */
+  async stopCopying(): Promise<void> {
+    this.endSnapshot();
+    await runSteps(this.#copier.whenSettled({ offset: 0, length: this.sizeBytes }));
   }
 
   /**
@@ -308,9 +317,7 @@ export class CopyBeforeWriteNode extends BlockNode {
 
   /** Ends the snapshot, waits for copies in flight, gives room and memory back. */
   protected override async doClose(): Promise<void> {
-    this.endSnapshot();
-    const everything = { offset: 0, length: this.sizeBytes };
-    await runSteps(this.#copier.whenSettled(everything));
+    await this.stopCopying();
     this.#endSerialising?.();
     this.#budget.release(this.#bitmaps.held.countBytes());
     this.#bitmaps[Symbol.dispose]();
@@ -381,7 +388,7 @@ export class CopyBeforeWriteNode extends BlockNode {
    * disk as it was, since nobody else may change it while the filter stands, nor remove a node;
    * `close` waits for them.
    */
-  #inTime(copying: Promise<void>): Promise<void> {
+  #inTime(copying: Promise<unknown>): Promise<void> {
     const seconds = this.#options.cbwTimeoutSeconds ?? 0;
     return new Promise((resolve, reject) => {
       const finish = (settle: () => void): void => {
@@ -557,6 +564,8 @@ function storageOf(node: BlockNode): BlockNode[] {
   return [node, ...below.flatMap((edge) => storageOf(edge.node))];
 }
 
+/** Whether a node reads from the disk, or from a node whose content the disk shows. */
 function isBackedBy(node: BlockNode, disk: BlockNode): boolean {
-  return parentsFirst([node]).includes(disk);
+  const below = new Set(parentsFirst([node]));
+  return storageOf(disk).some((part) => below.has(part));
 }

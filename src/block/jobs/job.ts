@@ -21,11 +21,12 @@
 
 import { setImmediate } from "node:timers";
 import { assert } from "../assert.ts";
-import { BlockBackend } from "../backend.ts";
+import type { BlockBackend } from "../backend.ts";
 import { BlockError } from "../errors.ts";
 import type { BlockGraph } from "../graph.ts";
 import type { BlockNode } from "../node.ts";
 import type { MaybePromise } from "../types.ts";
+import { JobBackend } from "./job_backend.ts";
 import { JobTransaction } from "./job_transaction.ts";
 import type { Jobs } from "./jobs.ts";
 import { RateLimit } from "./rate_limit.ts";
@@ -307,7 +308,7 @@ export class Job {
 
   /** Takes a node for its work: see BlockBackendOptions. Others' jobs are kept off the node. */
   addNode(node: BlockNode, use: { name: string; perm: number; shared: number }): BlockBackend {
-    const backend = new BlockBackend(this.graph, {
+    const backend = new JobBackend(this.graph, {
       name: this.id,
       nodeName: node.nodeName,
       perm: use.perm,
@@ -338,16 +339,21 @@ export class Job {
 
   // For drivers.
 
+  /** A drained section covers a node of the job: no operation may begin. */
+  get isHeld(): boolean {
+    return this.#backends.some(({ isHeld }) => isHeld);
+  }
+
+  /** Resolves when that has changed. Look again then. */
+  async whenFree(): Promise<void> {
+    await this.#backends.find(({ isHeld }) => isHeld)?.whenFree();
+  }
+
   /**
-   * Runs an operation on the job's nodes when no drained section covers them; drained sections wait
-   * for its end. Its requests go to the nodes, not to the backends.
+   * Begins an operation on the job's nodes, which drained sections wait for. Its requests go to the
+   * nodes, not to the backends. The job must not be held.
    */
-  async operate<T>(operation: () => MaybePromise<T>): Promise<T> {
-    for (;;) {
-      const held = this.#backends.find(({ isHeld }) => isHeld);
-      if (held === undefined) break;
-      await held.whenFree();
-    }
+  async begin<T>(operation: () => MaybePromise<T>): Promise<T> {
     const backends = [...this.#backends];
     for (const backend of backends) backend.beginOperation();
     try {
@@ -355,6 +361,12 @@ export class Job {
     } finally {
       for (const backend of backends) backend.endOperation();
     }
+  }
+
+  /** Begins an operation as soon as the job is not held. */
+  async operate<T>(operation: () => MaybePromise<T>): Promise<T> {
+    while (this.isHeld) await this.whenFree();
+    return await this.begin(operation);
   }
 
   /** Gives the event loop a turn, then stands still as long as there is a reason to. */
@@ -462,6 +474,12 @@ export class Job {
     this.#become("concluded");
     if (this.autoDismiss || !this.#isStarted) this.#dismiss();
     this.#concluded.resolve();
+  }
+
+  /** What should follow its creation failed. For Jobs. */
+  discard(): void {
+    this.#transaction.leave(this);
+    this.#dismiss();
   }
 
   /** The state it is created in, told to all. For Jobs. */

@@ -24,6 +24,11 @@ export class JobTransaction {
     this.#jobs.unshift(job);
   }
 
+  /** A job that has not started is none of it any more. */
+  leave(job: Job): void {
+    this.#jobs = this.#jobs.filter((other) => other !== job);
+  }
+
   /** The job's work ended well: it waits for the others. */
   async succeeded(): Promise<void> {
     if (this.#isAborting || this.#jobs.some((job) => !job.isCompleted)) return;
@@ -61,7 +66,7 @@ export class JobTransaction {
 
   async #conclude(job: Job): Promise<void> {
     await job.end();
-    this.#jobs = this.#jobs.filter((other) => other !== job);
+    this.leave(job);
     job.conclude();
   }
 }

@@ -107,6 +107,11 @@ export class Jobs {
     else this.#blocked.delete(node);
   }
 
+  /** The job, which has not started, is not to be after all. */
+  discard(job: Job): void {
+    job.discard();
+  }
+
   /** The job was dismissed. */
   forget(job: Job): void {
     this.#jobs.delete(job.id);
