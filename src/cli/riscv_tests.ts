@@ -15,8 +15,13 @@ export function registerRiscvTests(program: Program): void {
         "tests of the v environment fault for ever on any machine.",
     )
     .option("--jobs <count>", "tests at a time", String(navigator.hardwareConcurrency))
+    .option(
+      "--accel <how>",
+      "interpreter, or translator, which then translates all that is executed",
+      "interpreter",
+    )
     .action(async (folder, options) => {
       const { runRiscvTests } = await import("./riscv_tests_action.ts");
-      await runRiscvTests({ folder, jobs: options.jobs });
+      await runRiscvTests({ folder, jobs: options.jobs, accel: options.accel });
     });
 }

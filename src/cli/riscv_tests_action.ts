@@ -3,6 +3,7 @@
 import { basename, join } from "node:path";
 import type { RiscvTestRequest, RiscvTestResponse } from "../machine/riscv_test_worker.ts";
 import { compileHart } from "../wasm/hart.ts";
+import { type Accelerator, ACCELERATORS } from "../wasm/translator.ts";
 import { printLine, printTable } from "./output.ts";
 
 const JOBS_MAX = 64;
@@ -10,14 +11,18 @@ const JOBS_MAX = 64;
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
 
 /** Runs all tests; throws if one failed or there are none. */
-export async function runRiscvTests(options: { folder: string; jobs: string }): Promise<void> {
+export async function runRiscvTests(
+  options: { folder: string; jobs: string; accel: string },
+): Promise<void> {
+  const accel = ACCELERATORS.find((name) => name === options.accel);
+  if (accel === undefined) throw new Error(`--accel takes ${ACCELERATORS.join(" or ")}`);
   const jobs = Number(options.jobs);
   if (!Number.isInteger(jobs) || jobs < 1 || jobs > JOBS_MAX) {
     throw new Error(`--jobs takes a number from 1 to ${JOBS_MAX}`);
   }
   const paths = await findElfFiles(options.folder);
   if (paths.length === 0) throw new Error(`no ELF file in ${options.folder}`);
-  const results = await runAll(paths, jobs);
+  const results = await runAll(paths, { jobs, accel });
 
   printTable([
     ["TEST", "RESULT", "INSTRUCTIONS", ""],
@@ -56,7 +61,11 @@ async function isElfFile(path: string): Promise<boolean> {
 }
 
 /** Results in the order of the paths; each worker takes the next test when it is done with one. */
-async function runAll(paths: readonly string[], jobs: number): Promise<RiscvTestResponse[]> {
+async function runAll(
+  paths: readonly string[],
+  options: { jobs: number; accel: Accelerator },
+): Promise<RiscvTestResponse[]> {
+  const { jobs, accel } = options;
   const module = await compileHart();
   const results: RiscvTestResponse[] = [];
   let next = 0;
@@ -65,7 +74,7 @@ async function runAll(paths: readonly string[], jobs: number): Promise<RiscvTest
     try {
       for (let index = next++; index < paths.length; index = next++) {
         const bytes = await Deno.readFile(paths[index] ?? "");
-        results[index] = await ask(worker, { module, bytes });
+        results[index] = await ask(worker, { module, bytes, accel });
       }
     } finally {
       worker.terminate();

@@ -20,6 +20,7 @@ import {
   RUN_SLICE_OVER,
   RUN_WFI,
 } from "../wasm/hart.ts";
+import type { Accelerator } from "../wasm/translator.ts";
 import { type ElfImage, readElf } from "./elf.ts";
 
 /** How a test ended. `skipped`: the file is no such test. */
@@ -40,8 +41,12 @@ const STEP_INSTRUCTIONS = 5_000;
 const INSTRUCTIONS_PER_TICK = 10;
 const CONSOLE_MAX = 200;
 
-/** Runs the ELF file `bytes`. */
-export function runRiscvTest(module: WebAssembly.Module, bytes: Uint8Array): RiscvTestResult {
+/** Runs the ELF file `bytes`. The translator translates whatever is executed. */
+export function runRiscvTest(
+  module: WebAssembly.Module,
+  bytes: Uint8Array,
+  accel: Accelerator,
+): RiscvTestResult {
   let image: ElfImage;
   let tohostGpa: number | null;
   try {
@@ -59,7 +64,9 @@ export function runRiscvTest(module: WebAssembly.Module, bytes: Uint8Array): Ris
   if (ramOffset < 0 || ramOffset + 8 > RAM_BYTES || !isInRam(image, layout)) {
     return { outcome: "skipped", detail: "it is linked for other addresses", instructions: 0 };
   }
-  return new TestRun(module, layout, image, layout.RAM_BASE + ramOffset).run();
+  const test = new TestRun(module, layout, image, layout.RAM_BASE + ramOffset);
+  if (accel === "translator") test.translate();
+  return test.run();
 }
 
 function isInRam(image: ElfImage, layout: HartLayout): boolean {
@@ -95,6 +102,11 @@ class TestRun {
       Math.floor(this.#instructions / INSTRUCTIONS_PER_TICK) + this.#skippedTicks;
     this.#hart = instantiateHart(module, { memory, hartId: 0, imports: { hostTicks } });
     this.#hart.reset(BigInt(image.entry));
+  }
+
+  /** Turns the translator on, for every place that was executed once. */
+  translate(): void {
+    this.#hart.setTranslator(1, 1);
   }
 
   run(): RiscvTestResult {

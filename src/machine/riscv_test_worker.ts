@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { Accelerator } from "../wasm/translator.ts";
 import { type RiscvTestResult, runRiscvTest } from "./riscv_test.ts";
 
 /** To the worker: a test to run. */
@@ -12,6 +13,8 @@ export interface RiscvTestRequest {
   module: WebAssembly.Module;
   /** The ELF file; its buffer is transferred. */
   bytes: Uint8Array<ArrayBuffer>;
+  /** With the translator, everything is translated. */
+  accel: Accelerator;
 }
 
 /** From the worker: how it ended. */
@@ -27,6 +30,7 @@ declare const self: {
 };
 
 self.onmessage = (event: MessageEvent<RiscvTestRequest>) => {
-  const response: RiscvTestResponse = runRiscvTest(event.data.module, event.data.bytes);
+  const { module, bytes, accel } = event.data;
+  const response: RiscvTestResponse = runRiscvTest(module, bytes, accel);
   self.postMessage(response);
 };

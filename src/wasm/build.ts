@@ -52,7 +52,8 @@ const TARGETS: Target[] = [
     entry: "hart/exports.ts",
     folders: ["hart"],
     // STATIC_BASE of hart/layout.ts: readLayoutConstant keeps the two the same.
-    options: ["--memoryBase", String(readLayoutConstant("STATIC_BASE"))],
+    // Translated code is called through the table.
+    options: ["--memoryBase", String(readLayoutConstant("STATIC_BASE")), "--exportTable"],
     check: checkDispatch,
   },
   {

@@ -7,6 +7,8 @@
 
 /// <reference path="./assembly/types.d.ts" />
 
+import { RegionCompiler } from "./translator.ts";
+
 /** Offsets and constants of the shared memory, under the names of assembly/hart/layout.ts. */
 export type HartLayout = Readonly<typeof import("./assembly/hart/layout.ts")>;
 
@@ -35,6 +37,13 @@ export interface HartExports {
   reset(pc: bigint): void;
   /** Executes about `budget` instructions; returns RUN_*. */
   run(budget: number): number;
+  /** Executes exactly `count` instructions in one slice, fewer if that ends before. */
+  runExactly(count: number): number;
+  /**
+   * Translates places where the interpreter was seen `samples` times, looking every `period`
+   * instructions; `period` 0: nothing is translated, as at first.
+   */
+  setTranslator(period: number, samples: number): void;
   /**
    * Ticks (100 ns) until time alone may raise an interrupt; 2^64-1, which arrives as -1n, for
    * never.
@@ -62,7 +71,8 @@ export function readHartLayout(module: WebAssembly.Module): HartLayout {
     maximum: MAXIMUM_PAGES,
     shared: true,
   });
-  const { exports } = new WebAssembly.Instance(module, importsOf(memory, { hostTicks: () => 0 }));
+  const imports = importsOf(memory, { hostTicks: () => 0 }, new RegionCompiler(memory));
+  const { exports } = new WebAssembly.Instance(module, imports);
   const layout: Record<string, number> = {};
   for (const [name, value] of Object.entries(exports)) {
     if (!(value instanceof WebAssembly.Global) || !/^[A-Z]/.test(name)) continue;
@@ -86,12 +96,20 @@ export function instantiateHart(
   module: WebAssembly.Module,
   options: { memory: WebAssembly.Memory; hartId: number; imports: HartImports },
 ): HartExports {
-  const { exports } = new WebAssembly.Instance(module, importsOf(options.memory, options.imports));
+  const { memory, imports } = options;
+  const compiler = new RegionCompiler(memory);
+  const { exports } = new WebAssembly.Instance(module, importsOf(memory, imports, compiler));
+  compiler.attach(exports);
   const hart = exports as unknown as HartExports;
   hart.bind(options.hartId);
   return hart;
 }
 
-function importsOf(memory: WebAssembly.Memory, imports: HartImports): WebAssembly.Imports {
-  return { env: { memory, hostTicks: imports.hostTicks } };
+function importsOf(
+  memory: WebAssembly.Memory,
+  imports: HartImports,
+  compiler: RegionCompiler,
+): WebAssembly.Imports {
+  const { installRegion, removeRegion } = compiler;
+  return { env: { memory, hostTicks: imports.hostTicks, installRegion, removeRegion } };
 }

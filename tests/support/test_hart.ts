@@ -16,6 +16,9 @@ import { csrr, csrw, halt } from "./rv_asm.ts";
 const module = await compileHart();
 export const layout = readHartLayout(module);
 
+/** All tests with harts of this kind can be run with the translator, everything translated. */
+const TRANSLATES = Deno.env.get("OVIS_TEST_ACCEL") === "translator";
+
 /** Where RAM starts, and programs by default. */
 export const RAM = BigInt(layout.RAM_GPA);
 export const RAM_BYTES = 16 * 1024 * 1024;
@@ -37,6 +40,7 @@ export class TestHart {
     this.harts = Array.from({ length: hartCount }, (_, hartId) => {
       const hart = instantiateHart(module, { memory, hartId, imports });
       hart.reset(RAM);
+      if (TRANSLATES) hart.setTranslator(1, 1);
       return hart;
     });
   }

@@ -10,6 +10,8 @@
  *   + SLOTS    SLOT_COUNT slots of SLOT_STRIDE bytes: 2048 decoded instructions of 8 bytes, one for
  *              every 2 bytes of code, then OP_PAGE_END
  *
+ * A place where translated code may be entered holds OP_TRANSLATED instead of its instruction.
+ *
  * Slots are taken round robin. Fetch TLBs point into slots, so they are emptied when a slot changes
  * its page.
  *
@@ -24,7 +26,7 @@
  */
 
 import { decode, makeSlot } from "./decode";
-import { event, EVENT_EXCEPTION } from "./event";
+import { clearEvent, event, EVENT_EXCEPTION } from "./event";
 import {
   CODE_FLAGS,
   CODE_WRITES_WORD,
@@ -35,7 +37,7 @@ import {
   RAM_GPA,
 } from "./layout";
 import { ramAddress, translateFetch } from "./mmu";
-import { OP_PAGE_END } from "./opcodes";
+import { OP_PAGE_END, OP_TRANSLATED } from "./opcodes";
 import { isPmpUniform } from "./pmp";
 import {
   codeWrites,
@@ -47,10 +49,20 @@ import {
   HART_CODE_WRITES_SEEN,
   hartId,
   isSmp,
+  noteCodePage,
   TLB_BYTES,
   TLB_MASK,
   TLB_SHIFT,
 } from "./state";
+import {
+  dropAllRegions,
+  dropRegionsOf,
+  findEntry,
+  forgetPage,
+  hasRegions,
+  pageAt,
+  pageListCount,
+} from "./translator/regions";
 
 const FLAG_DECODED: u32 = 1;
 const FLAG_WRITTEN: u32 = 2;
@@ -148,12 +160,13 @@ export function noteWrite(gpa: u64): void {
   atomic.add<u32>(CODE_WRITES_WORD, 1);
 }
 
-/** FENCE.I: drops the decoded pages that were written since. */
+/** FENCE.I: drops the decoded and translated pages that were written since. */
 export function dropStaleCode(): void {
   const writes = codeWrites();
   const smp = isSmp();
   if (!smp && load<u32>(hart, HART_CODE_WRITES_SEEN) === writes) return;
   store<u32>(hart, writes, HART_CODE_WRITES_SEEN);
+  dropStaleRegions(smp);
   for (let index: u32 = 0; index < SLOT_COUNT; index++) {
     const owner = load<u32>(ownerAddress(index));
     if (owner === 0) continue;
@@ -165,8 +178,23 @@ export function dropStaleCode(): void {
   flushFetchTlb();
 }
 
+/** The same for translations; the flags of pages that are decoded too are left for that. */
+function dropStaleRegions(smp: bool): void {
+  for (let position: u32 = 0; position < pageListCount();) {
+    const ramPage = pageAt(position);
+    const flag: u32 = CODE_FLAGS + ramPage;
+    if ((atomic.load<u8>(flag) & FLAG_WRITTEN) !== 0) {
+      dropRegionsOf(ramPage);
+      if (!smp && load<u16>(tableEntry(ramPage)) === 0) atomic.store<u8>(flag, 0);
+    }
+    if (hasRegions(ramPage)) position++;
+    else forgetPage(position);
+  }
+}
+
 /** Drops everything: the memory was loaded anew. */
 export function dropAllCode(): void {
+  dropAllRegions();
   for (let index: u32 = 0; index < SLOT_COUNT; index++) dropSlot(index);
   nextSlot = 0;
   flushFetchTlb();
@@ -185,13 +213,82 @@ export function decodeAt(code: u32, pageOffset: u32): u64 {
     if (pageOffset === 4094) return 0;
     bits |= <u32> load<u16>(ram + pageOffset + 2) << 16;
   }
-  const slot = decode(bits, pageOffset, false);
+  let slot = decode(bits, pageOffset, false);
+  const ramPage = load<u32>(ownerAddress(index)) - 1;
+  if (hasRegions(ramPage)) {
+    const handle = findEntry(ramPage, pageOffset);
+    if (handle !== 0) slot = makeSlot(OP_TRANSLATED, 0, 0, 0, handle, 0);
+  }
   store<u64>(code + (pageOffset << 2), slot);
   return slot;
 }
 
-/** Decodes the instruction at `pc`, which straddles two pages, by itself; see decodeLone. */
-export function decodeStraddling(pc: u64): u32 {
+// ---- for the translator -------------------------------------------------------------------------
+
+/** No RAM page. */
+export const NO_PAGE: u32 = ~0;
+
+/**
+ * The RAM page that code at `va` is executed from, as memory is mapped now; NO_PAGE if it can't be
+ * executed, or not all over the same.
+ */
+export function ramPageOf(va: u64): u32 {
+  noteCodePage(va);
+  const code = knownCode(va);
+  if (code !== 0) return load<u32>(ownerAddress((code - slotAddress(0)) / SLOT_STRIDE)) - 1;
+  const gpa = translateFetch(va);
+  if (event === EVENT_EXCEPTION) {
+    clearEvent();
+    return NO_PAGE;
+  }
+  return isPmpUniform(gpa & ~0xfff) ? <u32> ((gpa - RAM_GPA) >> 12) : NO_PAGE;
+}
+
+/** First decoded instruction of the page of `va`, if the fetch TLB knows it; 0 if not. */
+export function knownCode(va: u64): u32 {
+  const entry = currentFetchTlb() + (<u32> (va >> TLB_SHIFT) & TLB_MASK);
+  return (va & ~0xfff) === load<u64>(entry) ? load<u32>(entry, 8) : 0;
+}
+
+/**
+ * The instruction decoded at `pageOffset` of the page whose first slot is `code`; 0 if it was never
+ * executed. What is behind an entry of translated code is decoded anew.
+ */
+export function decodedSlot(code: u32, ramPage: u32, pageOffset: u32): u64 {
+  const slot = load<u64>(code + (pageOffset << 2));
+  if (<u32>slot >>> 24 !== OP_TRANSLATED) return slot;
+  const ram: u32 = RAM_BASE + (ramPage << 12) + pageOffset;
+  if (pageOffset === 4094 && (<u32>load<u16>(ram) & 3) === 3) return 0;
+  return decode(load<u32>(ram), pageOffset, false);
+}
+
+/** The instruction that begins in the last half-word of one RAM page and ends in another; or 0. */
+export function straddlingSlot(ramPage: u32, nextRamPage: u32): u64 {
+  const low: u32 = load<u16>(RAM_BASE + (ramPage << 12) + 4094);
+  if ((low & 3) !== 3) return 0;
+  return decode(low | (<u32>load<u16>(RAM_BASE + (nextRamPage << 12)) << 16), 0, true);
+}
+
+/** Puts an entry in the place of a decoded instruction. */
+export function patchSlot(ramPage: u32, pageOffset: u32, handle: u32): void {
+  const known = load<u16>(tableEntry(ramPage));
+  if (known === 0) return;
+  const slot = makeSlot(OP_TRANSLATED, 0, 0, 0, handle, 0);
+  store<u64>(slotAddress(known - 1) + (pageOffset << 2), slot);
+}
+
+/** Takes the entry out again: the instruction is decoded anew when it is next executed. */
+export function unpatchSlot(ramPage: u32, pageOffset: u32, handle: u32): void {
+  const known = load<u16>(tableEntry(ramPage));
+  if (known === 0) return;
+  const place = slotAddress(known - 1) + (pageOffset << 2);
+  const slot = load<u64>(place);
+  if (<u32>slot >>> 24 !== OP_TRANSLATED || <u32>(slot >> 32) !== handle) return;
+  store<u64>(place, 0);
+}
+
+/** Decodes the instruction at `pc` by itself: for one that must be executed here, and alone. */
+export function decodeAlone(pc: u64): u32 {
   const gpa = translateFetch(pc);
   return event === EVENT_EXCEPTION ? 0 : decodeLone(pc, gpa);
 }

@@ -1,4 +1,13 @@
 /** Everything that the host sees of the processor: the layout, and the run loop. */
 export * from "./layout";
-export { bindHart as bind, reset, run, wakeSeen } from "./run";
+export { bindHart as bind, reset, run, runExactly, setTranslator, wakeSeen } from "./run";
+export {
+  combineBytes,
+  multiplyHigh,
+  multiplyHighMixed,
+  multiplyHighUnsigned,
+  readPage,
+  reverseBytes,
+  writePage,
+} from "./translator/helpers";
 export { nextTimerTicks } from "./board/interrupts";

@@ -21,6 +21,8 @@ import * as integer from "./integer";
 import { HART_F, HART_X } from "./layout";
 import * as op from "./opcodes";
 import {
+  FLOAT_DIRTY,
+  FLOAT_HOST,
   FRM,
   getCsr,
   hart,
@@ -74,10 +76,20 @@ export function refreshFloat(): void {
   isFloatHost = isFloatDirty && getCsr(FRM) === 0 && (fflags & FLAG_NX) !== 0;
 }
 
+/** The same for translated code: FLOAT_*. */
+export function floatState(): u32 {
+  return (isFloatDirty ? FLOAT_DIRTY : 0) | (isFloatHost && hostFuses ? FLOAT_HOST : 0);
+}
+
 /** The next instruction is the decoded one at `code`, for the guest at `pc`. */
 export function continueAt(code: u32, pc: u64): void {
   stopAt = code;
   pcOf = pc - <u64>(code >> 2);
+}
+
+/** Changes what may still be retired. */
+export function setLeft(left: i32): void {
+  stopLeft = left;
 }
 
 /** The instruction that was counted did not retire, or was none. */

@@ -10,6 +10,7 @@
  *   0x0004_0000  hart blocks             MAX_HARTS x HART_STRIDE: registers, CSRs, TLBs
  *   CODE_FLAGS   one byte a page of RAM  1: a hart holds decoded code of it, 2: written since
  *   DECODE_BASE  decoded instructions    MAX_HARTS x DECODE_STRIDE
+ *   TRANSLATOR_BASE  translated regions  MAX_HARTS x TRANSLATOR_STRIDE: see translator/area.ts
  *   RAM_BASE     guest RAM, to the end of the memory; guest physical RAM_GPA is here
  *
  * A word named *_WORD is an i32, used with atomics. Untouched parts cost no memory: the host maps
@@ -155,6 +156,8 @@ export const HART_F: u32 = 0x200; // 32 x u64
 export const HART_PC: u32 = 0x300; // u64
 export const HART_PRIV: u32 = 0x308; // u32: 0 U, 1 S, 3 M
 export const HART_INSTRET: u32 = 0x310; // u64: instructions retired since reset
+/** Figures of the translator, a u64 each, in the order of STAT_* (translator/statistics.ts). */
+export const HART_STATISTICS: u32 = 0x380; // 16 x u64
 export const HART_CSR: u32 = 0x400; // CSRs, see state.ts
 
 export const HART_STOPPED: u32 = 0;
@@ -169,8 +172,11 @@ export const MAX_RAM_PAGES: u32 = 0x000e_0000; // 3.5 GiB
 export const DECODE_BASE: u32 = CODE_FLAGS + MAX_RAM_PAGES;
 export const DECODE_STRIDE: u32 = 0x0200_0000; // 32 MiB a hart
 
+export const TRANSLATOR_BASE: u32 = (DECODE_BASE + MAX_HARTS * DECODE_STRIDE + 0xffff) & ~0xffff;
+export const TRANSLATOR_STRIDE: u32 = 0x00d0_0000; // 13 MiB a hart
+
 /** Guest RAM: offset in the memory, guest physical address. */
-export const RAM_BASE: u32 = (DECODE_BASE + MAX_HARTS * DECODE_STRIDE + 0xffff) & ~0xffff;
+export const RAM_BASE: u32 = TRANSLATOR_BASE + MAX_HARTS * TRANSLATOR_STRIDE;
 export const RAM_GPA: u64 = 0x8000_0000;
 
 // ---- guest physical map beside RAM: that of QEMU's `virt` ---------------------------------------

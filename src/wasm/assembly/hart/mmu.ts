@@ -229,7 +229,7 @@ function fillTlb(table: u32, va: u64, gpa: u64): void {
  * Address in this memory of readable RAM at `va`, or 0: then it is a device (`missGpa` says where)
  * or an exception was raised. The access stays within a page.
  */
-function readAddress(va: u64, size: u32): u32 {
+export function readAddress(va: u64, size: u32): u32 {
   const table = currentTlb();
   const entry = table + (<u32> (va >> TLB_SHIFT) & TLB_MASK);
   if ((va & ~0xfff) === load<u64>(entry)) return <u32> va + load<u32>(entry, 8);

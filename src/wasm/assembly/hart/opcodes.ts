@@ -224,3 +224,6 @@ export const OP_FLOAT: u32 = 157;
 
 /** FMADD and its kin, where not above. */
 export const OP_FMA: u32 = 158;
+
+/** An entry of translated code stands here; length 0, imm: its handle (translator/regions.ts). */
+export const OP_TRANSLATED: u32 = 159;

@@ -31,6 +31,8 @@ import {
 import { refreshPmp } from "./pmp";
 import { runTurn, SLICE_OVER } from "./slow";
 import * as s from "./state";
+import { dropAllRegions } from "./translator/regions";
+import { setPolicy } from "./translator/policy";
 import { setPriv, takeInterrupt } from "./trap";
 
 /** Why `run` returned: hart.ts names them for the host. */
@@ -50,6 +52,8 @@ export function bindHart(id: u32): void {
   s.bind(id);
   refreshPmp();
   s.flushTlb();
+  // The functions of regions that another instance made are not in this one's table.
+  dropAllRegions();
 }
 
 /**
@@ -93,6 +97,38 @@ export function run(budget: i32): i32 {
   return reason;
 }
 
+/**
+ * Executes exactly `count` instructions in one slice, or fewer if that ends before; returns why it
+ * stopped. An instruction that traps is none.
+ */
+export function runExactly(count: i32): i32 {
+  setFflags(<u32> s.getCsr(s.FFLAGS));
+  wakeSeen = atomic.load<i32>(s.hart + HART_WAKE_WORD);
+  let reason = RUN_SLICE_OVER;
+  if (atomic.load<i32>(STOP_WORD) !== 0 || atomic.load<u32>(EXIT_WORD) !== EXIT_NONE) {
+    reason = RUN_STOP;
+  } else if (!resumeHart()) {
+    reason = atomic.load<u32>(s.hart + HART_STATE_WORD) === HART_STOPPED ? RUN_STOPPED : RUN_WFI;
+  } else {
+    const end = s.getInstret() + <u64> count;
+    // A guest that does nothing but trap must come to an end too.
+    for (let turns = count; turns > 0 && s.getInstret() < end; turns--) {
+      takeInterrupt();
+      if (runTurn(<i32> (end - s.getInstret()), true) === SLICE_OVER) break;
+    }
+  }
+  s.setCsr(s.FFLAGS, fflags);
+  return reason;
+}
+
+/**
+ * Turns the translator on: a place is translated when the interpreter was seen there `samples`
+ * times, looking every `period` instructions; `period` 0 turns it off. 1 and 1 translate all.
+ */
+export function setTranslator(period: i32, samples: u32): void {
+  setPolicy(period, samples);
+}
+
 function runSlices(budget: i32): i32 {
   let rest = budget;
   while (true) {
@@ -114,7 +150,7 @@ function runSlice(budget: i32): i32 {
   while (rest > 0) {
     takeInterrupt();
     const before = s.getInstret();
-    const ending = runTurn(rest);
+    const ending = runTurn(rest, false);
     rest -= <i32> (s.getInstret() - before) + 1;
     if (ending === SLICE_OVER) break;
   }

@@ -9,7 +9,7 @@
 
 import * as atomics from "./atomics";
 import { sbiCall } from "./board/sbi";
-import { currentFetchTlb, decodeAt, decodeStraddling, dropStaleCode, findCode } from "./code";
+import { currentFetchTlb, decodeAt, decodeAlone, dropStaleCode, findCode } from "./code";
 import { executeCsr } from "./csr";
 import {
   CAUSE_BREAKPOINT,
@@ -27,7 +27,9 @@ import {
   continueAt,
   execute,
   pcOf,
+  floatState,
   refreshFloat,
+  setLeft,
   STOP_JUMP,
   stopAt,
   stopLeft,
@@ -47,6 +49,11 @@ import {
   getPriv,
   getX,
   hart,
+  HART_DATA_TLB,
+  HART_FLOAT,
+  HART_JUMP_CACHE,
+  HART_LEFT,
+  jumpCache,
   MSTATUS,
   MSTATUS_TSR,
   MSTATUS_TVM,
@@ -58,6 +65,20 @@ import {
   setPc,
   setX,
 } from "./state";
+import { LEFT_TO_JUMP } from "./translator/blocks";
+import { samplePeriod } from "./translator/policy";
+import { notePlace } from "./translator/profile";
+import { enter, ENTRY_BITS, entryBase } from "./translator/regions";
+import {
+  addStatistic,
+  countStatistic,
+  STAT_BUDGETS,
+  STAT_ENTRIES,
+  STAT_JUMPS,
+  STAT_REFUSED,
+  STAT_RETIRED,
+  STAT_STEPS,
+} from "./translator/statistics";
 import { returnFromMachine, returnFromSupervisor, takeException } from "./trap";
 
 /** The budget is used up, or interrupts, privilege or translation may have changed. */
@@ -67,35 +88,98 @@ export const SLICE_OVER: u32 = 1;
 
 /** instret when stopLeft will be 0. */
 let instretEnd: u64 = 0;
+/** What the budget has beside stopLeft: the loop is stopped before its end. */
+let heldBack: i32 = 0;
+/** The most that is in stopLeft after a stop: 1 if the turn must not overrun, or until a sample. */
+let stride: i32 = 0;
+/** The turn ends exactly when the budget is used up. */
+let isExact: bool = false;
 /** How the turn ends. */
 let ending: u32 = 0;
 
 const FLOAT_BOX: u64 = 0xffff_ffff_0000_0000;
 
 /**
- * Executes about `budget` instructions from the pc in memory on; returns TURN_OVER or SLICE_OVER.
+ * Executes about `budget` instructions from the pc in memory on, or no more than that if `exactly`;
+ * returns TURN_OVER or SLICE_OVER.
  */
-export function runTurn(budget: i32): u32 {
+export function runTurn(budget: i32, exactly: bool): u32 {
   ending = TURN_OVER;
+  isExact = exactly;
   instretEnd = getInstret() + <u64>budget;
+  heldBack = 0;
   beginTurn(budget, currentTlb(), currentFetchTlb());
+  store<u32>(hart, currentTlb(), HART_DATA_TLB);
+  store<u32>(hart, jumpCache(), HART_JUMP_CACHE);
+  holdBack();
   let goesOn = jumpTo(getPc());
   while (goesOn) goesOn = execute() === STOP_JUMP ? jumpTo(stopTarget) : executeSlow();
   return ending;
+}
+
+// ---- the budget in parts ------------------------------------------------------------------------
+
+/** The loop overruns its budget by less: a page of straight code, or a way through a region. */
+const OVERRUN: i32 = 4096;
+
+/** Leaves in stopLeft what may be executed before the next stop. */
+function holdBack(): void {
+  stride = i32.MAX_VALUE;
+  if (isExact) stride = stopLeft > OVERRUN ? stopLeft - OVERRUN : 1;
+  if (samplePeriod !== 0) stride = min(stride, samplePeriod);
+  if (stopLeft <= stride) return;
+  heldBack = stopLeft - stride;
+  instretEnd -= heldBack;
+  setLeft(stride);
+}
+
+/** Puts what was held back into stopLeft again. */
+function release(): void {
+  instretEnd += heldBack;
+  setLeft(stopLeft + heldBack);
+  heldBack = 0;
+}
+
+/** Whether the budget must not be overrun by the next instructions. */
+function isNearEnd(): bool {
+  return isExact && stopLeft + heldBack <= OVERRUN;
 }
 
 // ---- ways to go on, and to end ------------------------------------------------------------------
 
 /** Goes on at `pc`; false if the turn is over instead. */
 function jumpTo(pc: u64): bool {
-  if (stopLeft <= 0) return endAt(pc, TURN_OVER);
+  let isSample = false;
+  if (stopLeft <= 0) {
+    release();
+    if (stopLeft <= 0) return endAt(pc, TURN_OVER);
+    isSample = samplePeriod !== 0;
+    holdBack();
+  }
+  if (isNearEnd()) return stepAt(pc);
   const code = findCode(pc);
+  if (isSample && code !== 0 && !isTranslated(code)) notePlace(pc);
+  return goAt(pc, code);
+}
+
+/** Whether at a decoded place stands an entry of translated code. */
+function isTranslated(code: u32): bool {
+  return load<u8>(code + 3) === op.OP_TRANSLATED;
+}
+
+/** Goes on at `code`, decoded for `pc`; without code, takes the exception. */
+function goAt(pc: u64, code: u32): bool {
   if (code === 0) {
     setInstret(instretEnd - <i64>stopLeft);
     return endWithException(pc);
   }
   continueAt(code, pc);
   return true;
+}
+
+/** Executes the one instruction at `pc` in the loop, and then goes on. */
+function stepAt(pc: u64): bool {
+  return goAt(pc, decodeAlone(pc));
 }
 
 /** The next instruction, at `pc`, is for another turn. */
@@ -146,6 +230,7 @@ function executeSlow(): bool {
   const low = <u32>stopSlot;
   const opcode = low >>> 24;
   const bits = <u32>(stopSlot >> 32);
+  if (opcode === op.OP_TRANSLATED) return enterTranslated(bits);
   if (opcode === op.OP_UNDECODED) return decodeNext();
   if (opcode >= op.OP_LB && opcode <= op.OP_SD) return accessMemory(opcode, low);
   if (opcode >= op.OP_FLW && opcode <= op.OP_FSD) return accessMemoryFloat(opcode, low);
@@ -169,13 +254,56 @@ function decodeNext(): bool {
   const pc = nextPc();
   const pageOffset = <u32>pc & 0xffe;
   if (decodeAt(stopAt - (pageOffset << 2), pageOffset) !== 0) return true;
-  const lone = decodeStraddling(pc);
-  if (lone === 0) {
-    setInstret(instretEnd - <i64>stopLeft);
-    return endWithException(pc);
+  return stepAt(pc);
+}
+
+/**
+ * Nothing was executed: at stopAt stands an entry of translated code. What it leaves is executed
+ * here; and all of it, if it is not for this place or would overrun the budget.
+ */
+function enterTranslated(handle: u32): bool {
+  uncount();
+  const pc = nextPc();
+  const left = stopLeft + heldBack;
+  if (left <= 0 || isNearEnd()) return left <= 0 ? jumpTo(pc) : stepAt(pc);
+  if (!enter(handle, pc)) {
+    countStatistic(STAT_REFUSED);
+    return stepAt(pc);
   }
-  continueAt(lone, pc);
-  return true;
+  const rest = stopLeft;
+  const budget = isExact ? left - OVERRUN : left;
+  release();
+  store<i32>(hart, budget, HART_LEFT);
+  store<u32>(hart, floatState(), HART_FLOAT);
+  countStatistic(STAT_ENTRIES);
+  const why = call_indirect<i32>(handle >> ENTRY_BITS, hart, handle, entryBase);
+  const retired = budget - load<i32>(hart, HART_LEFT);
+  addStatistic(STAT_RETIRED, <u64><i64>retired);
+  setLeft(left - retired);
+  keepSample(rest);
+  refreshFloat();
+  const next = getPc();
+  if (why === LEFT_TO_JUMP) {
+    countStatistic(budget > retired ? STAT_JUMPS : STAT_BUDGETS);
+    return jumpTo(next);
+  }
+  countStatistic(STAT_STEPS);
+  return left - retired <= 0 ? jumpTo(next) : leftAt(next);
+}
+
+/** The next sample is due after `rest` more instructions of the interpreter. */
+function keepSample(rest: i32): void {
+  if (samplePeriod === 0 || stopLeft <= rest || rest <= 0) return;
+  heldBack = stopLeft - rest;
+  instretEnd -= heldBack;
+  setLeft(rest);
+}
+
+/** Executes the instruction at `pc` in the loop, whatever stands there. */
+function leftAt(pc: u64): bool {
+  const code = findCode(pc);
+  if (code !== 0 && isTranslated(code)) return stepAt(pc);
+  return goAt(pc, code);
 }
 
 function addressOf(low: u32): u64 {

@@ -12,6 +12,8 @@
  *        + 0x400  CSRs, a u64 each, always legal
  *        + 0x1000 data TLBs: 4 contexts x (read, write)
  *        + ...    fetch TLBs: one a privilege mode
+ *        + 0x1f000  a set of pages whose code is known to be in place
+ *        + 0x20000  jump caches of translated code: one a privilege mode
  *
  * Between `run` calls, pc, privilege and instret in memory are exact. Inside the interpreter's loop
  * pc and instret live in locals and are stored before anything that can look at them.
@@ -59,6 +61,18 @@ export const HART_RESERVATION_VALUE: u32 = 0x320;
 export const HART_CODE_WRITES_SEEN: u32 = 0x328;
 /** Never used but for a read-modify-write that orders this hart's accesses. */
 export const HART_FENCE_WORD: u32 = 0x32c;
+
+/** Instructions that translated code may still retire: it takes them from here, and puts them back. */
+export const HART_LEFT: u32 = 0x330; // i32
+/** Counts changes after which code may be elsewhere: see bumpEpoch. */
+export const HART_EPOCH: u32 = 0x334; // u32
+/** Tables of the current privilege and context, for translated code. */
+export const HART_JUMP_CACHE: u32 = 0x338; // u32
+export const HART_DATA_TLB: u32 = 0x33c; // u32
+/** FLOAT_DIRTY, FLOAT_HOST: what the interpreter's loop keeps of the same names. */
+export const HART_FLOAT: u32 = 0x340; // u32
+export const FLOAT_DIRTY: u32 = 1;
+export const FLOAT_HOST: u32 = 2;
 
 export const NO_RESERVATION: u64 = ~0;
 
@@ -153,6 +167,49 @@ export const FETCH_TLB_END: u32 = FETCH_TLB_BASE + 4 * TLB_BYTES;
 /** A page address has its low 12 bits clear: this one never matches. */
 export const TLB_EMPTY: u8 = 0xff;
 
+// ---- jump caches --------------------------------------------------------------------------------
+
+/** By privilege: entries of translated code by the guest's address (translator/area.ts). */
+const JUMP_CACHE_BASE: u32 = 0x20000;
+const JUMP_CACHE_BYTES: u32 = 0x10000;
+/** Byte offset of an entry: (pc << 4) & JUMP_CACHE_MASK. */
+export const JUMP_CACHE_MASK: u32 = JUMP_CACHE_BYTES - 32;
+
+/** The jump cache of the current privilege. */
+export function jumpCache(): u32 {
+  return hart + JUMP_CACHE_BASE + getPriv() * JUMP_CACHE_BYTES;
+}
+
+/** One bit a hash of a page's address: pages whose place was taken for granted in this epoch. */
+const CODE_PAGES: u32 = 0x1f000;
+const CODE_PAGES_BYTES: u32 = 512;
+
+/**
+ * Code may be elsewhere from now on: entries that translated code knows, and regions that were
+ * found in place, must be looked at again.
+ */
+export function bumpEpoch(): void {
+  const epoch = load<u32>(hart, HART_EPOCH) + 1;
+  store<u32>(hart, epoch, HART_EPOCH);
+  memory.fill(hart + CODE_PAGES, 0, CODE_PAGES_BYTES);
+  // Once in 2^32 changes an old entry might look new.
+  if (epoch === 0) memory.fill(hart + JUMP_CACHE_BASE, 0, 4 * JUMP_CACHE_BYTES);
+}
+
+function codePageByte(va: u64): u32 {
+  return hart + CODE_PAGES + (<u32>(va >> 15) & (CODE_PAGES_BYTES - 1));
+}
+
+/** To be called when it is taken for granted, for this epoch, where the code at `va` lies. */
+export function noteCodePage(va: u64): void {
+  const place = codePageByte(va);
+  store<u8>(place, <u32>load<u8>(place) | (1 << (<u32>(va >> 12) & 7)));
+}
+
+function isCodePage(va: u64): bool {
+  return ((<u32>load<u8>(codePageByte(va)) >> (<u32>(va >> 12) & 7)) & 1) !== 0;
+}
+
 // ---- accessors ----------------------------------------------------------------------------------
 
 export function getX(index: u32): u64 {
@@ -217,6 +274,7 @@ export function codeWrites(): u32 {
 export function flushTlb(): void {
   superpageFirst = ~0;
   superpageLast = 0;
+  bumpEpoch();
   memory.fill(hart + TLB_BASE, TLB_EMPTY, FETCH_TLB_END - TLB_BASE);
 }
 
@@ -256,6 +314,7 @@ export function flushTlbPage(va: u64, _asid: u64): void {
     flushTlb();
     return;
   }
+  if (isCodePage(va)) bumpEpoch();
   const slot = <u32> (va >> TLB_SHIFT) & TLB_MASK;
   for (let table = hart + TLB_BASE; table < hart + FETCH_TLB_END; table += TLB_BYTES) {
     store<u64>(table + slot, ~0);

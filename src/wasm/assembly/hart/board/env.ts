@@ -5,3 +5,12 @@
 
 /** Host time in ticks of 10 MHz, the same clock in every worker of the process. */
 export declare function hostTicks(): f64;
+
+/**
+ * Compiles the module of `length` bytes at `address` and puts its function into the table at
+ * `index`; the microseconds that took, or -1 if it could not be done.
+ */
+export declare function installRegion(address: u32, length: u32, index: u32): i32;
+
+/** Takes a function out of the table. */
+export declare function removeRegion(index: u32): void;

@@ -1,0 +1,53 @@
+/** What generated code calls: the host passes these functions on, in the order of module.ts. */
+
+import { clearEvent, event, EVENT_NONE } from "../event";
+import { mulh, mulhsu, mulhu, orCombine } from "../integer";
+import { currentTlb, readAddress, writeAddress } from "../mmu";
+import { TLB_MASK, TLB_SHIFT, TLB_WRITE } from "../state";
+
+/**
+ * Address in this memory of `va`, of which `size` bytes are to be read; 0 if the interpreter must do
+ * it: it crosses pages, is no RAM, faults, or not all of its page may be read.
+ */
+export function readPage(va: u64, size: u32): u32 {
+  if ((<u32> va & 0xfff) + size > 4096) return 0;
+  const address = readAddress(va, size);
+  return isInTlb(currentTlb(), va) ? address : refuse();
+}
+
+/** The same for writing. */
+export function writePage(va: u64, size: u32): u32 {
+  if ((<u32> va & 0xfff) + size > 4096) return 0;
+  const address = writeAddress(va, size);
+  return isInTlb(currentTlb() + TLB_WRITE, va) ? address : refuse();
+}
+
+function isInTlb(table: u32, va: u64): bool {
+  return event === EVENT_NONE &&
+    (va & ~0xfff) === load<u64>(table + (<u32> (va >> TLB_SHIFT) & TLB_MASK));
+}
+
+function refuse(): u32 {
+  clearEvent();
+  return 0;
+}
+
+export function multiplyHigh(a: u64, b: u64): u64 {
+  return mulh(a, b);
+}
+
+export function multiplyHighMixed(a: u64, b: u64): u64 {
+  return mulhsu(a, b);
+}
+
+export function multiplyHighUnsigned(a: u64, b: u64): u64 {
+  return mulhu(a, b);
+}
+
+export function combineBytes(a: u64): u64 {
+  return orCombine(a);
+}
+
+export function reverseBytes(a: u64): u64 {
+  return bswap<u64>(a);
+}

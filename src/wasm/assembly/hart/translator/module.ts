@@ -1,0 +1,213 @@
+/**
+ * The module around a region's function, and the whole of a translation.
+ *
+ *   types     f: the region's function; and those of the helpers
+ *   imports   memory, the table, the region's index in it (a constant), helpers
+ *   elements  f into the table at that index
+ *   hints     branches that are hardly ever taken
+ *   code      f
+ *
+ * Its bytes depend on nothing but the guest's code, so V8, which keeps compiled modules by their
+ * bytes, compiles what several harts or machines translate but once.
+ */
+
+import { installRegion } from "../board/env";
+import { area, MODULE } from "./area";
+import { emitFunction } from "./blocks";
+import * as d from "./discover";
+import { samplePeriod } from "./policy";
+import { addEntry, addPage, beginRegion, makeRoom, nextIndex } from "./regions";
+import {
+  addStatistic,
+  countStatistic,
+  STAT_COMPILE_US,
+  STAT_FAILED,
+  STAT_INSTRUCTIONS_MADE,
+  STAT_MADE,
+} from "./statistics";
+import { hasFailed } from "./structure";
+import * as w from "./writer";
+
+// Functions by their index: imports in this order, then f. The host gives them under the names
+// "0", "1", ... of the module "f": see translator.ts.
+export const IMPORT_READ_PAGE: u32 = 0;
+export const IMPORT_WRITE_PAGE: u32 = 1;
+export const IMPORT_MULH: u32 = 2;
+export const IMPORT_MULHSU: u32 = 3;
+export const IMPORT_MULHU: u32 = 4;
+export const IMPORT_OR_COMBINE: u32 = 5;
+export const IMPORT_REVERSE_BYTES: u32 = 6;
+const IMPORT_COUNT: u32 = 7;
+
+const TYPE_PAGE: u32 = 1; // (i64, i32) -> i32
+const TYPE_BINARY: u32 = 2; // (i64, i64) -> i64
+const TYPE_UNARY: u32 = 3; // i64 -> i64
+
+/**
+ * Translates a region around `pc`, where code was just executed; whether it can be entered there
+ * now.
+ */
+export function translate(pc: u64): bool {
+  d.beginDiscovery(pc);
+  d.seed(pc);
+  if (!d.discover()) return fail();
+  emitFunction();
+  if (hasFailed || !w.hasRoom()) return fail();
+  const length = writeModule();
+  makeRoom();
+  const index = nextIndex();
+  const us = installRegion(area() + MODULE, length, index);
+  if (us < 0) return fail();
+  beginRegion(index, length);
+  for (let page: u32 = 0; page < d.pageCount; page++) {
+    addPage(index, d.pageDistance(page), d.pageRam(page));
+  }
+  for (let block: u32 = 0; block < d.blockCount; block++) {
+    if (d.blockEntry(block) >= 0) addEntry(index, d.blockStart(block));
+  }
+  countStatistic(STAT_MADE);
+  addStatistic(STAT_INSTRUCTIONS_MADE, d.slotCount);
+  addStatistic(STAT_COMPILE_US, us);
+  return true;
+}
+
+function fail(): bool {
+  countStatistic(STAT_FAILED);
+  return false;
+}
+
+// ---- sections -----------------------------------------------------------------------------------
+
+const CUSTOM: u32 = 0;
+const TYPES: u32 = 1;
+const IMPORTS: u32 = 2;
+const FUNCTIONS: u32 = 3;
+const ELEMENTS: u32 = 9;
+const CODE: u32 = 10;
+
+/** Begins a section; where its size goes. */
+function beginSection(id: u32): u32 {
+  w.byte(id);
+  const size = w.at;
+  w.writeAt(size + 5);
+  return size;
+}
+
+function endSection(size: u32): void {
+  w.unsignedPadded(size, w.at - size - 5);
+}
+
+function writeModule(): u32 {
+  const bodyLength = w.bodyLength();
+  const start = area() + MODULE;
+  w.writeAt(start);
+  store<u64>(start, 0x0000_0001_6d73_6100); // \0asm, version 1
+  w.writeAt(start + 8);
+  writeTypes();
+  writeImports();
+  const functions = beginSection(FUNCTIONS);
+  w.unsigned(1);
+  w.unsigned(0);
+  endSection(functions);
+  writeElements();
+  writeHints();
+  const code = beginSection(CODE);
+  w.unsigned(1);
+  w.unsigned(bodyLength);
+  memory.copy(w.at, w.bodyAddress(), bodyLength);
+  w.writeAt(w.at + bodyLength);
+  endSection(code);
+  return w.at - start;
+}
+
+function writeTypes(): void {
+  const size = beginSection(TYPES);
+  w.unsigned(4);
+  writeType(3, w.I32, w.I32, w.I64, w.I32);
+  writeType(2, w.I64, w.I32, 0, w.I32);
+  writeType(2, w.I64, w.I64, 0, w.I64);
+  writeType(1, w.I64, 0, 0, w.I64);
+  endSection(size);
+}
+
+function writeType(count: u32, first: u32, second: u32, third: u32, result: u32): void {
+  w.byte(0x60);
+  w.unsigned(count);
+  w.byte(first);
+  if (count > 1) w.byte(second);
+  if (count > 2) w.byte(third);
+  w.unsigned(1);
+  w.byte(result);
+}
+
+function writeImports(): void {
+  const size = beginSection(IMPORTS);
+  w.unsigned(3 + IMPORT_COUNT);
+  writeName(0x65, 0x6d); // "e" "m": memory, shared
+  w.byte(2);
+  w.byte(3);
+  w.unsigned(1);
+  w.unsigned(65536);
+  writeName(0x65, 0x74); // "e" "t": table of functions
+  w.byte(1);
+  w.byte(0x70);
+  w.byte(0);
+  w.unsigned(0);
+  writeName(0x65, 0x69); // "e" "i": index
+  w.byte(3);
+  w.byte(w.I32);
+  w.byte(0);
+  for (let index: u32 = 0; index < IMPORT_COUNT; index++) {
+    writeName(0x66, 0x30 + index); // "f" "0"
+    w.byte(0);
+    w.unsigned(typeOfImport(index));
+  }
+  endSection(size);
+}
+
+function typeOfImport(index: u32): u32 {
+  if (index <= IMPORT_WRITE_PAGE) return TYPE_PAGE;
+  return index <= IMPORT_MULHU ? TYPE_BINARY : TYPE_UNARY;
+}
+
+/** Names of one character each. */
+function writeName(module: u32, name: u32): void {
+  w.byte(1);
+  w.byte(module);
+  w.byte(1);
+  w.byte(name);
+}
+
+function writeElements(): void {
+  const size = beginSection(ELEMENTS);
+  w.unsigned(1);
+  w.unsigned(0); // active, table 0
+  w.byte(0x23); // global.get
+  w.unsigned(0);
+  w.byte(0x0b);
+  w.unsigned(1);
+  w.unsigned(IMPORT_COUNT);
+  endSection(size);
+}
+
+/** "metadata.code.branch_hint" (WebAssembly, branch hinting): offsets in the body, 0 for unlikely. */
+function writeHints(): void {
+  const count = w.hintCount();
+  if (count === 0) return;
+  const size = beginSection(CUSTOM);
+  w.unsigned(25);
+  store<u64>(w.at, 0x617461_646174656d); // "metadata"
+  store<u64>(w.at + 8, 0x72622e65_646f632e); // ".code.br"
+  store<u64>(w.at + 16, 0x6e69685f_68636e61); // "anch_hin"
+  store<u8>(w.at + 24, 0x74);
+  w.writeAt(w.at + 25);
+  w.unsigned(1);
+  w.unsigned(IMPORT_COUNT);
+  w.unsigned(count);
+  for (let index: u32 = 0; index < count; index++) {
+    w.unsigned(w.hintOffset(index));
+    w.unsigned(1);
+    w.unsigned(0);
+  }
+  endSection(size);
+}

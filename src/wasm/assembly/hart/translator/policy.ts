@@ -1,0 +1,38 @@
+/**
+ * What is translated, when, and how much at once: every number of that kind.
+ *
+ * The interpreter is stopped every `samplePeriod` instructions, at the next jump; the pc that it
+ * was about to go on at has one more sample then, and at `hotSamples` a region is translated that
+ * begins there. So a place is translated when the time spent around it is worth it, and the
+ * interpreter counts nothing.
+ */
+
+/** Instructions of the interpreter between two samples; 0: nothing is translated. */
+export let samplePeriod: i32 = 0;
+export let hotSamples: u32 = 1;
+
+/** Turns the translator on (`period` > 0) or off. */
+export function setPolicy(period: i32, samples: u32): void {
+  samplePeriod = period;
+  hotSamples = samples;
+}
+
+/** Samples after which all counts are halved, so that only what is hot now is translated. */
+export const SAMPLES_OF_AN_AGE: u32 = 16384;
+
+// ---- the size of a region -----------------------------------------------------------------------
+
+/** Pages of code that a region may be made of. */
+export const REGION_PAGES: u32 = 8;
+export const REGION_INSTRUCTIONS: u32 = 1000;
+export const REGION_BLOCKS: u32 = 320;
+/** Ways into a region. */
+export const REGION_ENTRIES: u32 = 64;
+/** A longer run of instructions is cut: exits count back from its end in 7 bits. */
+export const BLOCK_INSTRUCTIONS: u32 = 60;
+
+// ---- the size of the code cache -----------------------------------------------------------------
+
+/** When as many regions, or bytes of their modules, are there, all are dropped. */
+export const REGION_LIMIT: u32 = 8192;
+export const CODE_BYTES_LIMIT: u32 = 48 * 1024 * 1024;

@@ -1,0 +1,287 @@
+/**
+ * The regions that exist: which pages they are made of, where they may be entered, when they go.
+ *
+ * A region is one WebAssembly function
+ *
+ *   f(hart: i32, handle: i32, base: i64): i32      LEFT_TO_STEP or LEFT_TO_JUMP
+ *
+ * in the module's table at its index. Nothing in it depends on the hart, on where the code lies in
+ * memory, nor on the guest's address of it: `base` is the guest's address of its first page, and
+ * all else is relative to that. A handle is (index << 12) | number of the entry.
+ *
+ *   free --create--> live --drop--> free
+ *
+ * A live region stands in the list of each of its RAM pages, and its entries are patched into the
+ * decoded code of those pages (OP_TRANSLATED), where the interpreter finds them. A region is
+ * dropped when FENCE.I finds one of its pages written, with all others when the cache is full, and
+ * when decoded code is dropped altogether: never while one runs, since none of that happens in
+ * generated code. The last validation of a region (its pages are where its base says) holds for an
+ * epoch (state.ts).
+ */
+
+import { patchSlot, ramPageOf, unpatchSlot } from "../code";
+import { bumpEpoch, getPriv, hart, HART_EPOCH, jumpCache, JUMP_CACHE_MASK } from "../state";
+import { removeRegion } from "../board/env";
+import { area, HEAT, PAGE_HEADS, PAGE_LIST, REGIONS, STATE } from "./area";
+import { CODE_BYTES_LIMIT, REGION_LIMIT, REGION_PAGES } from "./policy";
+import { countStatistic, setStatistic, STAT_BYTES, STAT_DROPPED, STAT_REGIONS } from "./statistics";
+
+/** The first index: below are the module's own functions. */
+export const FIRST_INDEX: u32 = 64;
+export const ENTRY_BITS: u32 = 12;
+
+const REGION_STRIDE: u32 = 512;
+const LIVE: u32 = 0;
+const PAGE_COUNT: u32 = 4;
+const BYTES: u32 = 8;
+const ENTRY_COUNT: u32 = 12;
+const VERIFIED_EPOCH: u32 = 16;
+const VERIFIED_PRIV: u32 = 20;
+const VERIFIED_BASE: u32 = 24;
+/** {i32 distance from base in pages, u32 RAM page} */
+const PAGES: u32 = 32;
+/** u32: the next link of that page's list. Link (index - FIRST_INDEX) * 8 + page + 1. */
+const LINKS: u32 = 96;
+/** i32: guest's distance of the entry from base. */
+const ENTRIES: u32 = 128;
+
+// Words of STATE.
+const LIVE_COUNT: u32 = 0;
+const CODE_BYTES: u32 = 4;
+const PAGE_LIST_COUNT: u32 = 8;
+const CURSOR: u32 = 12;
+
+const PAGE_LIST_LIMIT: u32 = 16384;
+
+/** What `enter` found: the base to call the region with. */
+export let entryBase: u64 = 0;
+
+function recordOf(index: u32): u32 {
+  return area() + REGIONS + (index - FIRST_INDEX) * REGION_STRIDE;
+}
+
+function stateWord(offset: u32): u32 {
+  return load<u32>(area() + STATE + offset);
+}
+
+function setStateWord(offset: u32, value: u32): void {
+  store<u32>(area() + STATE + offset, value);
+}
+
+function headAddress(ramPage: u32): u32 {
+  return area() + PAGE_HEADS + (ramPage << 2);
+}
+
+function recordOfLink(link: u32): u32 {
+  return area() + REGIONS + ((link - 1) >> 3) * REGION_STRIDE;
+}
+
+function nextLink(link: u32): u32 {
+  return recordOfLink(link) + LINKS + (((link - 1) & 7) << 2);
+}
+
+function pageOf(record: u32, page: u32): u32 {
+  return record + PAGES + (page << 3);
+}
+
+// ---- making one ---------------------------------------------------------------------------------
+
+/** Room for one more region: drops all if there is none. */
+export function makeRoom(): void {
+  if (
+    stateWord(LIVE_COUNT) >= REGION_LIMIT - 1 || stateWord(CODE_BYTES) >= CODE_BYTES_LIMIT ||
+    stateWord(PAGE_LIST_COUNT) >= PAGE_LIST_LIMIT - REGION_PAGES
+  ) {
+    dropAllRegions();
+  }
+}
+
+/** A free index. */
+export function nextIndex(): u32 {
+  let index = stateWord(CURSOR);
+  do {
+    index = index + 1 < REGION_LIMIT ? index + 1 : 0;
+  } while (load<u32>(recordOf(index + FIRST_INDEX), LIVE) !== 0);
+  setStateWord(CURSOR, index);
+  return index + FIRST_INDEX;
+}
+
+/** Begins the record of a region; its pages and entries are added next. */
+export function beginRegion(index: u32, bytes: u32): void {
+  const record = recordOf(index);
+  memory.fill(record, 0, REGION_STRIDE);
+  store<u32>(record, 1, LIVE);
+  store<u32>(record, bytes, BYTES);
+  setStateWord(LIVE_COUNT, stateWord(LIVE_COUNT) + 1);
+  setStateWord(CODE_BYTES, stateWord(CODE_BYTES) + bytes);
+  publishSizes();
+}
+
+export function addPage(index: u32, distance: i32, ramPage: u32): void {
+  const record = recordOf(index);
+  const page = load<u32>(record, PAGE_COUNT);
+  store<u32>(record, page + 1, PAGE_COUNT);
+  store<i32>(pageOf(record, page), distance);
+  store<u32>(pageOf(record, page), ramPage, 4);
+  const head = headAddress(ramPage);
+  if (load<u32>(head) === 0) {
+    const count = stateWord(PAGE_LIST_COUNT);
+    store<u32>(area() + PAGE_LIST + (count << 2), ramPage);
+    setStateWord(PAGE_LIST_COUNT, count + 1);
+  }
+  const link = ((index - FIRST_INDEX) << 3) + page + 1;
+  store<u32>(nextLink(link), load<u32>(head));
+  store<u32>(head, link);
+}
+
+/** Adds the entry at `distance` from the base; entries are numbered in this order. */
+export function addEntry(index: u32, distance: i32): void {
+  const record = recordOf(index);
+  const entry = load<u32>(record, ENTRY_COUNT);
+  store<u32>(record, entry + 1, ENTRY_COUNT);
+  store<i32>(record + (entry << 2), distance, ENTRIES);
+  patchSlot(ramPageAt(record, distance), <u32>distance & 0xffe, (index << ENTRY_BITS) | entry);
+}
+
+function ramPageAt(record: u32, distance: i32): u32 {
+  const count = load<u32>(record, PAGE_COUNT);
+  for (let page: u32 = 0; page < count; page++) {
+    if (load<i32>(pageOf(record, page)) === distance >> 12) {
+      return load<u32>(pageOf(record, page), 4);
+    }
+  }
+  return ~0;
+}
+
+// ---- finding one --------------------------------------------------------------------------------
+
+/** Whether any region is made of this RAM page. */
+export function hasRegions(ramPage: u32): bool {
+  return load<u32>(headAddress(ramPage)) !== 0;
+}
+
+/** The handle of an entry at that place, 0 if there is none. */
+export function findEntry(ramPage: u32, pageOffset: u32): u32 {
+  for (let link = load<u32>(headAddress(ramPage)); link !== 0; link = load<u32>(nextLink(link))) {
+    const record = recordOfLink(link);
+    const distance = load<i32>(pageOf(record, (link - 1) & 7)) * 4096 + <i32>pageOffset;
+    const count = load<u32>(record, ENTRY_COUNT);
+    for (let entry: u32 = 0; entry < count; entry++) {
+      if (load<i32>(record + (entry << 2), ENTRIES) === distance) {
+        return ((((link - 1) >> 3) + FIRST_INDEX) << ENTRY_BITS) | entry;
+      }
+    }
+  }
+  return 0;
+}
+
+/**
+ * Whether the entry may be taken for code at `pc`, in this privilege, as memory is mapped now. Then
+ * entryBase is set, and generated code will find the entry by itself.
+ */
+export function enter(handle: u32, pc: u64): bool {
+  const record = recordOf(handle >> ENTRY_BITS);
+  const entry = handle & ((1 << ENTRY_BITS) - 1);
+  const base = pc - <u64><i64>load<i32>(record + (entry << 2), ENTRIES);
+  const epoch = load<u32>(hart, HART_EPOCH);
+  if (
+    load<u32>(record, VERIFIED_EPOCH) !== epoch || load<u64>(record, VERIFIED_BASE) !== base ||
+    load<u32>(record, VERIFIED_PRIV) !== getPriv()
+  ) {
+    if (!verify(record, base)) return false;
+    store<u32>(record, epoch, VERIFIED_EPOCH);
+    store<u64>(record, base, VERIFIED_BASE);
+    store<u32>(record, getPriv(), VERIFIED_PRIV);
+  }
+  const known = jumpCache() + ((<u32>pc << 4) & JUMP_CACHE_MASK);
+  store<u64>(known, pc);
+  store<u64>(known, base, 8);
+  store<u32>(known, epoch, 16);
+  store<u32>(known, handle, 20);
+  entryBase = base;
+  return true;
+}
+
+function verify(record: u32, base: u64): bool {
+  const count = load<u32>(record, PAGE_COUNT);
+  for (let page: u32 = 0; page < count; page++) {
+    const va = base + (<u64><i64>load<i32>(pageOf(record, page)) << 12);
+    if (ramPageOf(va) !== load<u32>(pageOf(record, page), 4)) return false;
+  }
+  return true;
+}
+
+// ---- dropping -----------------------------------------------------------------------------------
+
+/** Drops the regions of a RAM page. */
+export function dropRegionsOf(ramPage: u32): void {
+  while (true) {
+    const link = load<u32>(headAddress(ramPage));
+    if (link === 0) return;
+    dropRegion(((link - 1) >> 3) + FIRST_INDEX);
+  }
+}
+
+/** RAM pages that have, or had, regions: `pageAt` 0 .. pageListCount() - 1. */
+export function pageListCount(): u32 {
+  return stateWord(PAGE_LIST_COUNT);
+}
+
+export function pageAt(position: u32): u32 {
+  return load<u32>(area() + PAGE_LIST + (position << 2));
+}
+
+/** Takes a page without regions out of the list; the last one takes its place. */
+export function forgetPage(position: u32): void {
+  const last = stateWord(PAGE_LIST_COUNT) - 1;
+  store<u32>(area() + PAGE_LIST + (position << 2), pageAt(last));
+  setStateWord(PAGE_LIST_COUNT, last);
+}
+
+export function dropAllRegions(): void {
+  if (stateWord(LIVE_COUNT) === 0) return;
+  for (let index = FIRST_INDEX; index < FIRST_INDEX + REGION_LIMIT; index++) {
+    if (load<u32>(recordOf(index), LIVE) !== 0) dropRegion(index);
+  }
+  setStateWord(PAGE_LIST_COUNT, 0);
+  memory.fill(area() + HEAT, 0, 0x10000);
+}
+
+function dropRegion(index: u32): void {
+  const record = recordOf(index);
+  const entries = load<u32>(record, ENTRY_COUNT);
+  for (let entry: u32 = 0; entry < entries; entry++) {
+    const distance = load<i32>(record + (entry << 2), ENTRIES);
+    const handle = (index << ENTRY_BITS) | entry;
+    unpatchSlot(ramPageAt(record, distance), <u32>distance & 0xffe, handle);
+  }
+  const pages = load<u32>(record, PAGE_COUNT);
+  for (let page: u32 = 0; page < pages; page++) {
+    unlink(load<u32>(pageOf(record, page), 4), ((index - FIRST_INDEX) << 3) + page + 1);
+  }
+  store<u32>(record, 0, LIVE);
+  setStateWord(LIVE_COUNT, stateWord(LIVE_COUNT) - 1);
+  setStateWord(CODE_BYTES, stateWord(CODE_BYTES) - load<u32>(record, BYTES));
+  publishSizes();
+  countStatistic(STAT_DROPPED);
+  bumpEpoch();
+  removeRegion(index);
+}
+
+function unlink(ramPage: u32, wanted: u32): void {
+  let place = headAddress(ramPage);
+  while (true) {
+    const link = load<u32>(place);
+    if (link === 0) return;
+    if (link === wanted) {
+      store<u32>(place, load<u32>(nextLink(link)));
+      return;
+    }
+    place = nextLink(link);
+  }
+}
+
+function publishSizes(): void {
+  setStatistic(STAT_REGIONS, stateWord(LIVE_COUNT));
+  setStatistic(STAT_BYTES, stateWord(CODE_BYTES));
+}

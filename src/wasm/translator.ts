@@ -1,0 +1,79 @@
+/**
+ * The host's part of the translator: compiles the modules that a hart's instance writes into the
+ * shared memory, and keeps their functions in that instance's table. It all happens on the hart's
+ * thread, in the middle of `run`.
+ *
+ * @module
+ */
+
+/**
+ * How a machine's harts execute: `interpreter` only, or with hot code translated to WebAssembly.
+ * The guest can't tell, but for the speed.
+ */
+export type Accelerator = "interpreter" | "translator";
+
+/** The names of all of them. */
+export const ACCELERATORS: readonly Accelerator[] = ["interpreter", "translator"];
+
+/** What the instance asks of the host: the imports that assembly/hart/board/env.ts declares. */
+export interface TranslatorImports {
+  /** Compiles a module, whose function goes into the table; microseconds, or -1. */
+  installRegion: (address: number, length: number, index: number) => number;
+  /** Takes the function out again. */
+  removeRegion: (index: number) => void;
+}
+
+/** Functions that generated code calls, in the order of IMPORT_* (assembly/hart/translator). */
+const HELPERS = [
+  "readPage",
+  "writePage",
+  "multiplyHigh",
+  "multiplyHighMixed",
+  "multiplyHighUnsigned",
+  "combineBytes",
+  "reverseBytes",
+];
+
+/** By how much the table grows, so that it need not grow for each region. */
+const TABLE_STEP = 256;
+
+/** Compiles regions for one instance, which it is tied to once there is one. */
+export class RegionCompiler implements TranslatorImports {
+  #table: WebAssembly.Table | null = null;
+  #functions: Record<string, WebAssembly.ExportValue> = {};
+
+  constructor(readonly memory: WebAssembly.Memory) {}
+
+  /** Ties the compiler to the instance that it was made for. */
+  attach(exports: WebAssembly.Exports): void {
+    const { table } = exports;
+    if (!(table instanceof WebAssembly.Table)) throw new TypeError("the module has no table");
+    this.#table = table;
+    HELPERS.forEach((name, index) => {
+      const helper = exports[name];
+      if (helper === undefined) throw new TypeError(`the module has no ${name}`);
+      this.#functions[index] = helper;
+    });
+  }
+
+  /** See TranslatorImports. A module that V8 refuses is a bug of ours: it is thrown. */
+  installRegion = (address: number, length: number, index: number): number => {
+    const table = this.#table;
+    if (table === null) return -1;
+    const begin = performance.now();
+    if (index >= table.length) table.grow(index + TABLE_STEP - table.length);
+    // A view on shared memory, which the types of the platform do not allow and Deno does.
+    const bytes = new Uint8Array(this.memory.buffer, address >>> 0, length);
+    const module = new WebAssembly.Module(bytes as Uint8Array<ArrayBuffer>);
+    new WebAssembly.Instance(module, {
+      e: { m: this.memory, t: table, i: index },
+      f: this.#functions,
+    });
+    return Math.round((performance.now() - begin) * 1000);
+  };
+
+  /** See TranslatorImports. */
+  removeRegion = (index: number): void => {
+    if (this.#table !== null && index < this.#table.length) this.#table.set(index, null);
+  };
+}
