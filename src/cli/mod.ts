@@ -34,6 +34,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./vm.ts")).registerVm,
   },
   {
+    name: "nbd",
+    summary: "serve an image by NBD; look at, copy and map exports",
+    load: async () => (await import("./nbd.ts")).registerNbd,
+  },
+  {
     name: "demo",
     summary: "boot a machine, freeze its disk, overwrite it, read the past",
     load: async () => (await import("./demo.ts")).registerDemo,

@@ -77,7 +77,8 @@ import {
   viewOf,
 } from "./codec.ts";
 import { parseExportOption, parseMetaOption, selectContexts } from "./handshake_options.ts";
-import type { SelectedContext, TransmissionOptions } from "./transmission.ts";
+import type { SelectedContext } from "./block_status.ts";
+import type { TransmissionOptions } from "./transmission.ts";
 
 /** How a handshake ends. */
 export type HandshakeOutcome =

@@ -24,7 +24,8 @@ import { isNbdFilename, type NbdAddress, parseNbdFilename } from "./address.ts";
 import { NbdNode } from "./nbd_node.ts";
 import type { ClientTls } from "./transports/tls.ts";
 
-const inetFields = {
+/** InetSocketAddress. */
+export const inetFields = {
   host: str,
   port: str,
   numeric: optional(bool),
@@ -35,7 +36,8 @@ const inetFields = {
   mptcp: optional(bool),
 } satisfies Fields;
 
-const unixFields = {
+/** UnixSocketAddress. */
+export const unixFields = {
   path: str,
   abstract: optional(bool),
   tight: optional(bool),

@@ -54,6 +54,8 @@ export class ReplyWriter {
   readonly style: ReplyStyle;
   /** Bytes in front of the data of a read, in one chunk. */
   readonly dataPosition: number;
+  /** Requests that were answered with an error. */
+  errorCount = 0;
   readonly #queue: OutputQueue;
   readonly #headerBytes: number;
 
@@ -80,6 +82,7 @@ export class ReplyWriter {
 
   /** Failure. `offset`: where in the request, if that is known (structured replies to reads). */
   error(request: NbdRequest, failure: NbdFailure, offset?: number): void {
+    this.errorCount++;
     if (this.style === "simple") {
       const { view } = this.#queue.reserve(SIMPLE_REPLY_BYTES);
       this.#simpleHeader(view, this.#queue.position, request, failure.errno);

@@ -118,6 +118,11 @@ export class RequestParser {
     return this.#position < this.#input.length;
   }
 
+  /** Bytes of memory that a payload on its way takes; 0 between requests. */
+  get heldBytes(): number {
+    return this.#payload.length;
+  }
+
   /** More bytes. Only when the earlier ones are consumed. */
   push(bytes: Uint8Array): void {
     if (this.hasInput) throw new Error("pushed before the earlier bytes were consumed");

@@ -1,14 +1,23 @@
 /**
- * The NBD server of one I/O worker: listeners, their sessions, and a bound on them.
+ * The NBD server of one I/O worker: listeners, their sessions, and bounds on them.
+ *
+ * Bounds: on connections; on what all of them hold together (byte_budget.ts); on the time for which
+ * a client may do nothing: nbdStallMs in the middle of something, nbdIdleMs otherwise. One timer
+ * looks after all sessions, every nbdSweepMs, while there are any. Where the budget is used up and
+ * nothing of it came back since the last look, the session that holds most is cut off, so that no
+ * client can stop the others by sitting on what it asked for.
  *
  * @module
  */
 
+import { type Clock, systemClock } from "../block/clock.ts";
 import type { ExportDirectory } from "../block/export.ts";
 import { limits } from "../limits.ts";
+import { ByteBudget } from "./byte_budget.ts";
 import type { ByteStream } from "./byte_stream.ts";
 import { ChunkPool } from "./output_queue.ts";
 import { NbdSession, type NbdSessionOptions } from "./session.ts";
+import { NbdCounters, type NbdStatistics } from "./statistics.ts";
 import { listenTcp, type StreamListener, type TcpAddress } from "./transports/tcp.ts";
 import { securableServer, type ServerTls } from "./transports/tls.ts";
 import { listenUnix } from "./transports/unix.ts";
@@ -19,38 +28,70 @@ export interface NbdServerOptions {
   directory: ExportDirectory;
   /** Largest number of connections at a time, limits.nbdConnectionsPerVm unless told otherwise. */
   connectionsMax?: number;
+  /** What they may hold together, limits.nbdBufferedBytesPerVm unless told otherwise. */
+  bufferedBytesMax?: number;
+  /** A connection is closed. */
+  onDisconnect?: () => void;
+  /** The machine's clock unless given. */
+  clock?: Clock;
 }
 
 /** How many connections there are. */
-export interface NbdConnectionCounts {
-  /** Now. */
-  open: number;
-  /** Since the server was made. */
-  accepted: number;
-  /** Closed at once, since there were too many. */
-  refused: number;
+export type NbdConnectionCounts = NbdStatistics["connections"];
+
+/** When a session last did something. */
+interface Liveness {
+  activity: number;
+  sinceMs: number;
 }
 
 /** See the module's description. */
 export class NbdServer {
   readonly #options: NbdServerOptions;
   readonly #connectionsMax: number;
+  readonly #clock: Clock;
   readonly #pool = new ChunkPool();
-  readonly #sessions = new Set<NbdSession>();
+  readonly #budget: ByteBudget;
+  readonly #counters = new NbdCounters();
+  readonly #sessions = new Map<NbdSession, Liveness>();
   readonly #listeners: StreamListener[] = [];
   #accepted = 0;
   #refused = 0;
+  #cutOff = 0;
   #isClosing = false;
+  #cancelSweep: (() => void) | null = null;
+  #releasesSeen = 0;
 
   /** Listens to nothing yet. */
   constructor(options: NbdServerOptions) {
     this.#options = options;
     this.#connectionsMax = options.connectionsMax ?? limits.nbdConnectionsPerVm;
+    this.#clock = options.clock ?? systemClock;
+    this.#budget = new ByteBudget(options.bufferedBytesMax ?? limits.nbdBufferedBytesPerVm);
   }
 
   /** How many connections there are and were. */
   get connections(): NbdConnectionCounts {
-    return { open: this.#sessions.size, accepted: this.#accepted, refused: this.#refused };
+    return {
+      open: this.#sessions.size,
+      accepted: this.#accepted,
+      refused: this.#refused,
+      cutOff: this.#cutOff,
+      secured: this.#counters.secured,
+    };
+  }
+
+  /** All figures. */
+  get statistics(): NbdStatistics {
+    let inFlight = 0;
+    for (const session of this.#sessions.keys()) inFlight += session.inFlight;
+    return {
+      connections: this.connections,
+      requests: structuredClone(this.#counters.requests),
+      failedRequests: this.#counters.failedRequests,
+      inFlight,
+      bufferedBytes: this.#budget.usedBytes,
+    };
   }
 
   /**
@@ -86,20 +127,6 @@ export class NbdServer {
     return this.#serve(stream, { directory });
   }
 
-  #serve(stream: ByteStream, options: NbdSessionOptions): Promise<string> {
-    this.#accepted++;
-    if (this.#isClosing || this.#sessions.size >= this.#connectionsMax) {
-      this.#refused++;
-      stream.close("too many connections");
-      return Promise.resolve("too many connections");
-    }
-    const session = new NbdSession(stream, { ...options, pool: this.#pool });
-    this.#sessions.add(session);
-    session.start();
-    session.closed.then(() => this.#sessions.delete(session));
-    return session.closed;
-  }
-
   /** Whether a client has the export of that name open. */
   hasClients(exportName: string): boolean {
     return [...this.#sessions].some((session) => session.exportName === exportName);
@@ -110,7 +137,7 @@ export class NbdServer {
    * directory must not offer it any more.
    */
   async closeExport(name: string): Promise<void> {
-    const sessions = [...this.#sessions].filter((session) => session.exportName === name);
+    const sessions = [...this.#sessions.keys()].filter((session) => session.exportName === name);
     await Promise.all(sessions.map((session) => session.shutDown(`export ${name} went away`)));
   }
 
@@ -118,9 +145,71 @@ export class NbdServer {
   async close(): Promise<void> {
     this.#isClosing = true;
     await Promise.all(this.#listeners.splice(0).map((listener) => listener.close()));
-    await Promise.all([...this.#sessions].map(async (session) => {
+    await Promise.all([...this.#sessions.keys()].map(async (session) => {
       await session.shutDown("the server is stopping");
       await session.closed;
     }));
+  }
+
+  #serve(stream: ByteStream, options: NbdSessionOptions): Promise<string> {
+    this.#accepted++;
+    if (this.#isClosing || this.#sessions.size >= this.#connectionsMax) {
+      this.#refused++;
+      stream.close("too many connections");
+      return Promise.resolve("too many connections");
+    }
+    const session = new NbdSession(stream, {
+      ...options,
+      pool: this.#pool,
+      budget: this.#budget,
+      counters: this.#counters,
+    });
+    this.#sessions.set(session, { activity: session.activity, sinceMs: this.#clock.now() });
+    this.#cancelSweep ??= this.#clock.after(limits.nbdSweepMs, () => this.#sweep());
+    session.start();
+    session.closed.then(() => this.#forget(session));
+    return session.closed;
+  }
+
+  #forget(session: NbdSession): void {
+    this.#sessions.delete(session);
+    if (this.#sessions.size === 0) {
+      this.#cancelSweep?.();
+      this.#cancelSweep = null;
+    }
+    this.#options.onDisconnect?.();
+  }
+
+  #sweep(): void {
+    const now = this.#clock.now();
+    for (const [session, seen] of this.#sessions) {
+      if (session.activity !== seen.activity || session.inFlight > 0) {
+        seen.activity = session.activity;
+        seen.sinceMs = now;
+        continue;
+      }
+      const isStalled = session.heldBytes > 0;
+      if (now - seen.sinceMs >= (isStalled ? limits.nbdStallMs : limits.nbdIdleMs)) {
+        this.#cut(session, isStalled ? "the client stopped in the middle" : "no request for long");
+      }
+    }
+    if (this.#budget.isWanted && this.#budget.releases === this.#releasesSeen) this.#cutLargest();
+    this.#releasesSeen = this.#budget.releases;
+    this.#cancelSweep = this.#sessions.size === 0
+      ? null
+      : this.#clock.after(limits.nbdSweepMs, () => this.#sweep());
+  }
+
+  #cutLargest(): void {
+    let largest: NbdSession | undefined;
+    for (const session of this.#sessions.keys()) {
+      if (session.heldBytes > (largest?.heldBytes ?? 0)) largest = session;
+    }
+    if (largest !== undefined) this.#cut(largest, "others wait for what this client holds");
+  }
+
+  #cut(session: NbdSession, reason: string): void {
+    this.#cutOff++;
+    session.cutOff(reason);
   }
 }

@@ -18,8 +18,10 @@
 import type { ExportDirectory } from "../block/export.ts";
 import { limits } from "../limits.ts";
 import type { ByteSink, ByteStream, StreamEnd } from "./byte_stream.ts";
+import type { ByteBudget } from "./byte_budget.ts";
 import { Handshake, type TlsMode } from "./handshake.ts";
 import { ChunkPool, OutputQueue } from "./output_queue.ts";
+import type { NbdCounters } from "./statistics.ts";
 import { Transmission } from "./transmission.ts";
 
 /** What a session is made of. */
@@ -28,6 +30,10 @@ export interface NbdSessionOptions {
   directory: ExportDirectory;
   /** Whether TLS may or must be used: "off" unless told otherwise. Else the stream can startTls. */
   tlsMode?: TlsMode;
+  /** What all sessions may hold together; without bound unless given. */
+  budget?: ByteBudget;
+  /** Where requests are counted. */
+  counters?: NbdCounters;
   /** Reply buffers, shared with other sessions. */
   pool?: ChunkPool;
   /** Time for the handshake, limits.nbdHandshakeMs unless told otherwise. */
@@ -48,6 +54,7 @@ export class NbdSession {
   readonly #handshake: Handshake;
   #transmission: Transmission | null = null;
   #isSecuring = false;
+  #activity = 0;
   #isEnding = false;
   #isBroken = false;
   #isClosed = false;
@@ -64,6 +71,7 @@ export class NbdSession {
     this.closed = new Promise((resolve) => this.#resolveClosed = resolve);
     this.#queue = new OutputQueue(stream, options.pool ?? new ChunkPool(2), {
       onProgress: () => {
+        this.#activity++;
         if (this.#isEnding) clearTimeout(this.#timer);
         this.#pump();
       },
@@ -74,6 +82,26 @@ export class NbdSession {
   /** The export that is open, if one is. */
   get exportName(): string | null {
     return this.#transmission?.exportName ?? null;
+  }
+
+  /** Changes whenever bytes come or go. */
+  get activity(): number {
+    return this.#activity;
+  }
+
+  /** Requests that the export has not answered yet. */
+  get inFlight(): number {
+    return this.#transmission?.inFlight ?? 0;
+  }
+
+  /** Bytes of requests and replies that are held for the client. */
+  get heldBytes(): number {
+    return this.#transmission?.heldBytes ?? this.#queue.pendingBytes;
+  }
+
+  /** Ends the connection at once: its client has had its chance. */
+  cutOff(reason: string): void {
+    this.#break(reason);
   }
 
   /** Greets the client and serves it. Once. */
@@ -104,6 +132,7 @@ export class NbdSession {
   }
 
   #onData(bytes: Uint8Array): boolean {
+    this.#activity++;
     if (this.#isEnding || this.#isSecuring) return false;
     let rest = bytes;
     if (this.#transmission === null) {
@@ -118,9 +147,17 @@ export class NbdSession {
         return false;
       }
       clearTimeout(this.#timer);
-      const { turnMs } = this.#options;
-      const transmission = turnMs === undefined ? outcome : { ...outcome, turnMs };
-      this.#transmission = new Transmission(transmission, this.#queue, () => this.#pump());
+      const { turnMs, budget, counters } = this.#options;
+      this.#transmission = new Transmission(
+        {
+          ...outcome,
+          ...(turnMs === undefined ? {} : { turnMs }),
+          ...(budget === undefined ? {} : { budget }),
+          ...(counters === undefined ? {} : { counters }),
+        },
+        this.#queue,
+        () => this.#pump(),
+      );
       rest = bytes.subarray(consumed);
     }
     this.#transmission.push(rest);
@@ -138,6 +175,7 @@ export class NbdSession {
     if (this.#queue.pendingBytes > 0) return;
     this.#isSecuring = false;
     this.#handshake.secured();
+    if (this.#options.counters !== undefined) this.#options.counters.secured++;
     this.#stream.startTls?.();
   }
 
@@ -151,6 +189,7 @@ export class NbdSession {
   #pump(): void {
     if (this.#isSecuring && !this.#isEnding) return this.#secureIfWritten();
     const transmission = this.#transmission;
+    transmission?.account();
     if (transmission !== null && !this.#isBroken) {
       if (!transmission.pump()) this.#end("a request without its magic number, or too long");
       else if (transmission.isDisconnecting) this.#end("the client disconnected");
@@ -199,6 +238,7 @@ export class NbdSession {
       return;
     }
     this.#isClosed = true;
+    this.#transmission?.release();
     this.#stream.close(this.#reason);
     this.#resolveClosed(this.#reason);
   }

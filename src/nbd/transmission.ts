@@ -23,7 +23,6 @@ import type { BlockExport, Extent, MetaContext } from "../block/export.ts";
 import { REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK } from "../block/types.ts";
 import { limits } from "../limits.ts";
 import {
-  getUint64,
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_CACHE,
   NBD_CMD_DISC,
@@ -31,7 +30,6 @@ import {
   NBD_CMD_FLAG_FAST_ZERO,
   NBD_CMD_FLAG_FUA,
   NBD_CMD_FLAG_NO_HOLE,
-  NBD_CMD_FLAG_PAYLOAD_LEN,
   NBD_CMD_FLAG_REQ_ONE,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
@@ -43,21 +41,15 @@ import {
   NBD_ESHUTDOWN,
   NBD_STATE_ZERO,
   type ReplyStyle,
-  viewOf,
 } from "./codec.ts";
+import { askedOf, gatherExtents, type SelectedContext } from "./block_status.ts";
+import type { ByteBudget } from "./byte_budget.ts";
 import { failureOf, type NbdFailure } from "./errno.ts";
 import { CHUNK_DATA_BYTES, type OutputQueue } from "./output_queue.ts";
 import { type ContextExtents, ReplyWriter } from "./reply_writer.ts";
 import { BAD_CONTEXT_IDS, checkRange, checkRequest, type RequestRules } from "./request_check.ts";
 import { type NbdRequest, RequestParser } from "./request_parser.ts";
-
-/** A meta context that the client selected, by the id that it was told. */
-export interface SelectedContext {
-  /** The id that the client was told. */
-  id: number;
-  /** Where its extents come from. */
-  context: MetaContext;
-}
+import { NbdCounters } from "./statistics.ts";
 
 /** What the handshake decided. */
 export interface TransmissionOptions {
@@ -71,6 +63,10 @@ export interface TransmissionOptions {
   contexts: readonly SelectedContext[];
   /** Work before other connections get a turn, limits.nbdTurnMs unless told otherwise. */
   turnMs?: number;
+  /** What all connections may hold together; none unless given. */
+  budget?: ByteBudget;
+  /** Where requests are counted. */
+  counters?: NbdCounters;
 }
 
 /** The clock is looked at once in so many requests, a power of two. */
@@ -108,6 +104,17 @@ export class Transmission {
   readonly #replies: ReplyWriter;
   readonly #parser: RequestParser;
   readonly #onSettled: () => void;
+  readonly #budget: ByteBudget | undefined;
+  readonly #counters: NbdCounters;
+  readonly #onRoom = () => {
+    this.#wantsRoom = false;
+    queueMicrotask(() => this.#onSettled());
+  };
+  /** Input waits until the connections hold less together. */
+  #wantsRoom = false;
+  /** Of what is held here, what the budget knows. */
+  #countedBytes = 0;
+  #countedErrors = 0;
   #job: ReadJob | null = null;
   #inFlight = 0;
   #bytesInFlight = 0;
@@ -131,6 +138,8 @@ export class Transmission {
     this.#queue = queue;
     this.#replies = new ReplyWriter(queue, options.style);
     this.#onSettled = onSettled;
+    this.#budget = options.budget;
+    this.#counters = options.counters ?? new NbdCounters();
     this.#turnMsMax = options.turnMs ?? limits.nbdTurnMs;
     const rules: RequestRules = {
       sizeBytes: options.export.sizeBytes,
@@ -160,7 +169,31 @@ export class Transmission {
 
   /** Input waits for requests to finish, replies to be read, or another turn. */
   get isBlocked(): boolean {
-    return this.#job !== null || this.#parser.hasInput || this.#isYielding;
+    return this.#job !== null || this.#parser.hasInput || this.#isYielding || this.#wantsRoom;
+  }
+
+  /** Bytes of requests and replies. */
+  get heldBytes(): number {
+    return this.#queue.pendingBytes + this.#bytesInFlight + this.#parser.heldBytes;
+  }
+
+  /** Tells the budget what is held now: after everything that may have changed it. */
+  account(): void {
+    const held = this.heldBytes;
+    if (held !== this.#countedBytes) {
+      const change = held - this.#countedBytes;
+      this.#countedBytes = held;
+      this.#budget?.change(change);
+    }
+    this.#counters.failedRequests += this.#replies.errorCount - this.#countedErrors;
+    this.#countedErrors = this.#replies.errorCount;
+  }
+
+  /** Nothing will be held any more. */
+  release(): void {
+    this.#budget?.forget(this.#onRoom);
+    this.#budget?.change(-this.#countedBytes);
+    this.#countedBytes = 0;
   }
 
   /** The client said goodbye, or what can't be understood: nothing that follows is looked at. */
@@ -207,6 +240,8 @@ export class Transmission {
       if (++count % REQUESTS_PER_LOOK === 0) this.#spend(performance.now() - start);
     }
     this.#queue.flush();
+    this.account();
+    this.#awaitRoom();
     if (count > 0) {
       this.#turnMs += performance.now() - start;
       this.#spend(0);
@@ -227,10 +262,21 @@ export class Transmission {
 
   #hasRoom(): boolean {
     return this.#queue.pendingBytes < limits.nbdOutputBytes &&
-      this.#inFlight < limits.nbdRequestsInFlight && this.#bytesInFlight < limits.nbdBytesInFlight;
+      this.#inFlight < limits.nbdRequestsInFlight &&
+      this.#bytesInFlight < limits.nbdBytesInFlight && (this.#budget?.hasRoom ?? true);
+  }
+
+  /** What is not begun, or not all there yet, waits while the connections hold too much. */
+  #awaitRoom(): void {
+    const budget = this.#budget;
+    if (budget === undefined || budget.hasRoom || this.#wantsRoom || this.#isDisconnecting) return;
+    if (this.#job === null && !this.#parser.hasInput && this.#parser.heldBytes === 0) return;
+    this.#wantsRoom = true;
+    budget.wait(this.#onRoom);
   }
 
   #execute(request: NbdRequest): void {
+    this.#counters.add(request);
     if (request.refusal !== null) {
       this.#replies.error(request, request.refusal);
       return;
@@ -491,58 +537,27 @@ export class Transmission {
   }
 
   #blockStatus(request: NbdRequest): void {
-    let { length } = request;
-    let contexts = this.#contexts;
-    if ((request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0 && request.payload !== null) {
-      const view = viewOf(request.payload);
-      length = getUint64(view, 0);
-      const chosen = this.#chosenContexts(view);
-      const refusal = chosen === null
-        ? BAD_CONTEXT_IDS
-        : checkRange(request.offset, length, this.#export.sizeBytes);
-      if (chosen === null || refusal !== null) {
-        this.#replies.error(request, refusal ?? BAD_CONTEXT_IDS);
-        return;
-      }
-      contexts = chosen;
+    const asked = askedOf(request, this.#contexts);
+    if (asked === null) {
+      this.#replies.error(request, BAD_CONTEXT_IDS);
+      return;
     }
-    this.#mapContexts(request.copy(), length, contexts);
-  }
-
-  /** The contexts that a block status payload names, or null where it names a wrong one. */
-  #chosenContexts(view: DataView): SelectedContext[] | null {
-    const chosen: SelectedContext[] = [];
-    for (let position = 8; position < view.byteLength; position += 4) {
-      const id = view.getUint32(position);
-      const selected = this.#contexts.find((one) => one.id === id);
-      if (selected === undefined || chosen.includes(selected)) return null;
-      chosen.push(selected);
+    const { contexts, length } = asked;
+    const refusal = checkRange(request.offset, length, this.#export.sizeBytes);
+    if (refusal !== null) {
+      this.#replies.error(request, refusal);
+      return;
     }
-    return chosen;
-  }
-
-  /**
-   * All contexts first, then their chunks: so there is one error at most, and nothing beside it.
-   */
-  async #mapContexts(
-    request: NbdRequest,
-    length: number,
-    contexts: readonly SelectedContext[],
-  ): Promise<void> {
     const isOne = (request.flags & NBD_CMD_FLAG_REQ_ONE) !== 0;
-    const maxExtents = isOne ? 1 : Math.floor(limits.nbdExtentsPerReply / contexts.length);
+    const answer = gatherExtents(contexts, { offset: request.offset, length, isOne });
+    if (answer instanceof Promise) this.#mapLater(request.copy(), answer);
+    else this.#replies.blockStatus(request, answer);
+  }
+
+  async #mapLater(request: NbdRequest, answer: Promise<ContextExtents[]>): Promise<void> {
     this.#enter(0);
     try {
-      const answer: ContextExtents[] = [];
-      for (const { id, context } of contexts) {
-        const result = context.extents(request.offset, length, { maxExtents });
-        const extents = result instanceof Promise ? await result : result;
-        if (extents.length === 0 || extents.length > maxExtents) {
-          throw new Error(`context ${context.name} gave ${extents.length} extents`);
-        }
-        answer.push({ contextId: id, extents });
-      }
-      this.#replies.blockStatus(request, answer);
+      this.#replies.blockStatus(request, await answer);
     } catch (error) {
       this.#replies.error(request, failureOf(error));
     }

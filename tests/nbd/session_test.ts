@@ -281,7 +281,7 @@ Deno.test("NbdServer.closeExport() ends sessions after what is in flight", async
   assertEquals(cookies(first?.take() ?? new Uint8Array(0)), [5]);
   assertEquals(first?.closedWith, "export mem went away");
   assertEquals(second?.closedWith, null);
-  assertEquals(server.connections, { open: 1, accepted: 2, refused: 0 });
+  assertEquals(server.connections, { open: 1, accepted: 2, refused: 0, cutOff: 0, secured: 0 });
   await server.close();
   assertEquals(second?.closedWith, "the server is stopping");
 });
@@ -320,6 +320,6 @@ Deno.test("NbdServer.serve() refuses more connections than it may have", async (
   const streams = [new FedStream(), new FedStream()];
   for (const stream of streams) server.serve(stream);
   assertEquals(streams.map((stream) => stream.closedWith), [null, "too many connections"]);
-  assertEquals(server.connections, { open: 1, accepted: 2, refused: 1 });
+  assertEquals(server.connections, { open: 1, accepted: 2, refused: 1, cutOff: 0, secured: 0 });
   await server.close();
 });
