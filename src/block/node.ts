@@ -386,6 +386,14 @@ export abstract class BlockNode {
     throw this.notSupported("a backing file");
   }
 
+  /**
+   * For formats: members of QEMU's ImageInfo, as `dirty-flag`, `backing-filename`, `snapshots` and
+   * `format-specific`.
+   */
+  get imageDetails(): Record<string, unknown> {
+    return {};
+  }
+
   /** Facts about the node for its description: strings, numbers, booleans (see node_info.ts). */
   details(): Record<string, string | number | boolean | null> {
     return {};

@@ -76,8 +76,11 @@ export class ThrottleGroup {
   /** As descriptions of nodes show it. */
   readonly name: string;
   readonly #clock: Clock;
-  readonly #requestBytes: number;
-  readonly #buckets: Record<ThrottleDirection, { requests: Bucket[]; bytes: Bucket[] }>;
+  #requestBytes = 0;
+  #buckets: Record<ThrottleDirection, { requests: Bucket[]; bytes: Bucket[] }> = {
+    read: { requests: [], bytes: [] },
+    write: { requests: [], bytes: [] },
+  };
   readonly #members: ThrottleMember[] = [];
   /** Index of the member whose turn it is. */
   readonly #turns: Record<ThrottleDirection, number> = { read: 0, write: 0 };
@@ -85,13 +88,26 @@ export class ThrottleGroup {
 
   /** Throws a BlockError (EINVAL) on limits that make no sense. */
   constructor(name: string, limits: ThrottleLimits, clock: Clock) {
-    checkLimits(limits);
     this.name = name;
     this.#clock = clock;
+    this.setLimits(limits);
+  }
+
+  /** How many nodes share the limits. */
+  get memberCount(): number {
+    return this.#members.length;
+  }
+
+  /**
+   * Other limits from now on; what was used of the old ones is forgotten. Throws a BlockError
+   * (EINVAL) and changes nothing on limits that make no sense.
+   */
+  setLimits(limits: ThrottleLimits): void {
+    checkLimits(limits);
     this.#requestBytes = limits.requestBytes ?? 0;
     const bucketsOf = (...rates: (ThrottleRate | undefined)[]): Bucket[] => {
       return rates.filter((rate) => rate !== undefined).map((rate) =>
-        new Bucket(rate, clock.now())
+        new Bucket(rate, this.#clock.now())
       );
     };
     const requests = bucketsOf(limits.requestsTotal);
@@ -106,6 +122,7 @@ export class ThrottleGroup {
         bytes: [...bytes, ...bucketsOf(limits.bytesWrite)],
       },
     };
+    for (const direction of ["read", "write"] as const) this.#pump(direction);
   }
 
   /** A new member, without requests. */

@@ -460,18 +460,41 @@ export function parseJson(text: string): JsonValue {
   return first.value;
 }
 
-/** Values as QEMU prints them, in one line: `{"a": 1, "b": [true]}`. ASCII alone. */
-export function formatJson(value: JsonValue): string {
+/** How values are printed. */
+export interface FormatOptions {
+  /** Over several lines, indented by four spaces. */
+  isPretty?: boolean;
+}
+
+/** Values as QEMU prints them, in one line unless asked for more: `{"a": 1, "b": [true]}`. */
+export function formatJson(value: JsonValue, options: FormatOptions = {}): string {
+  return format(value, options.isPretty ? "" : null);
+}
+
+/** `indent`: of the line that the value starts on; null for one line. */
+function format(value: JsonValue, indent: string | null): string {
   if (value instanceof JsonFloat) return formatFloat(value.value);
   if (typeof value === "string") return formatString(value);
-  if (Array.isArray(value)) return `[${value.map(formatJson).join(", ")}]`;
+  const inner = indent === null ? null : `${indent}    `;
+  if (Array.isArray(value)) {
+    return enclose(value.map((item) => format(item, inner)), { brackets: "[]", indent });
+  }
   if (isJsonObject(value)) {
     const members = Object.entries(value).map(([name, member]) =>
-      `${formatString(name)}: ${formatJson(member)}`
+      `${formatString(name)}: ${format(member, inner)}`
     );
-    return `{${members.join(", ")}}`;
+    return enclose(members, { brackets: "{}", indent });
   }
   return String(value);
+}
+
+function enclose(
+  parts: string[],
+  { brackets, indent }: { brackets: string; indent: string | null },
+): string {
+  if (indent === null) return `${brackets[0]}${parts.join(", ")}${brackets[1]}`;
+  const lines = parts.map((part) => `\n${indent}    ${part}`).join(",");
+  return `${brackets[0]}${lines}\n${indent}${brackets[1]}`;
 }
 
 /** Shortest text that is read as the same number, without a point where it is whole: as %.17g. */
