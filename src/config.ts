@@ -31,6 +31,7 @@ const SettingsSchema = z.strictObject({
   publicUrl: OriginSchema.nullable().default(null),
   allowHosts: z.array(z.string().min(1)).default([]),
   allowOrigins: z.array(OriginSchema).default([]),
+  allowFolders: z.array(z.string().regex(/^\//, { error: "must be an absolute path" })).default([]),
   logLevel: z.enum(["debug", "info", "warning", "error"]).default("info"),
 }).superRefine(({ auth, host, nbdHost }, context) => {
   if (auth) return;
@@ -64,6 +65,8 @@ export interface Settings {
   allowHosts: string[];
   /** Origins of web pages that may call, beside the service's own. */
   allowOrigins: string[];
+  /** Folders outside of the data folder that disks may be in and temporary images go to. */
+  allowFolders: string[];
   /** The least important log lines that are written. */
   logLevel: "debug" | "info" | "warning" | "error";
 }
@@ -87,6 +90,7 @@ const FROM_ENVIRONMENT: Record<keyof Settings, (text: string) => unknown> = {
   publicUrl: String,
   allowHosts: splitList,
   allowOrigins: splitList,
+  allowFolders: splitList,
   logLevel: String,
 };
 

@@ -41,7 +41,8 @@ export async function startService(settings: Settings, log: Log): Promise<Runnin
   const service = await Service.open({
     dataPath: settings.data,
     builtInImages: BUILT_IN_IMAGES,
-    openDriver: await openMachines(),
+    ...await openMachines(),
+    allowedFolders: settings.allowFolders,
     nbdHost: settings.nbdHost,
     log,
   });

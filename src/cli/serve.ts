@@ -24,6 +24,11 @@ export function registerServe(program: Program): void {
     .option("--public-url <url>", help("publicUrl", "how clients reach the service"))
     .option("--allow-host <name>", help("allowHosts", "another host name to answer to"), collect)
     .option("--allow-origin <origin>", help("allowOrigins", "a web origin that may call"), collect)
+    .option(
+      "--allow-folder <path>",
+      help("allowFolders", "a folder that disks may be in beside the data folder"),
+      collect,
+    )
     .option("--log-level <level>", help("logLevel", "debug, info, warning or error"))
     .option("--config <file>", 'settings as JSON: {"nbdHost": ...}, as in the environment')
     .action(async (options: ServeOptions) => {
@@ -42,6 +47,7 @@ interface ServeOptions {
   publicUrl?: string;
   allowHost?: string[];
   allowOrigin?: string[];
+  allowFolder?: string[];
   logLevel?: string;
   config?: string;
 }
@@ -59,6 +65,7 @@ function flagsOf(options: ServeOptions): PartialSettings {
     publicUrl,
     allowHosts: options.allowHost,
     allowOrigins: options.allowOrigin,
+    allowFolders: options.allowFolder,
     logLevel,
   };
 }

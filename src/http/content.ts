@@ -32,6 +32,7 @@ export async function checkReadable(machine: Machine, range: ExportRange): Promi
     const { extents } = await machine.call("exportExtents", {
       exportName: range.exportName,
       context: "access",
+      bitmap: null,
       offset,
       length: end - offset,
       limit: limits.extentsPerAnswer,

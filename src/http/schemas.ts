@@ -20,10 +20,15 @@ const DEFAULT_MEMORY_BYTES = 256 * MiB;
 const CBW_TIMEOUT_SECONDS = 45;
 const CBW_TIMEOUT_SECONDS_MAX = 24 * 3600;
 const BITMAP_NAME_CHARACTERS = 1023;
+const PATH_CHARACTERS = 4096;
+const EXPIRY_SECONDS_MAX = 30 * 24 * 3600;
 
 /** A name that a client chooses. */
 const NameSchema = z.string().regex(NAME_PATTERN, { error: `a name is ${NAME_RULE}` })
   .openapi({ example: "demo" });
+
+/** A dirty bitmap's name: QEMU allows almost anything. */
+const BitmapName = z.string().min(1).max(BITMAP_NAME_CHARACTERS);
 
 /** A whole number of bytes. */
 function bytes(options: { minimum: number; maximum: number; multiple: number }) {
@@ -215,11 +220,53 @@ export const NewFleecingSchema = z.strictObject({
   minClusterSize: z.int().min(SECTOR_BYTES).max(limits.nbdPayloadBytes)
     .refine((size) => Number.isInteger(Math.log2(size)), { error: "must be a power of two" })
     .default(64 * 1024).describe("Copies are made in units of at least so many bytes"),
-  bitmap: z.string().min(1).max(BITMAP_NAME_CHARACTERS).nullable().default(null)
+  bitmap: BitmapName.nullable().default(null)
     .describe("Only what this dirty bitmap of each disk marks is protected and can be read"),
+  since: NameSchema.nullable().default(null)
+    .describe(
+      "A checkpoint or bitmap: only what changed since can be read, and is shown as " +
+        "`qemu:dirty-bitmap:NAME`. A disk whose bitmap was lost is read as a whole: see " +
+        "`incremental` of its export",
+    ),
+  checkpoint: NameSchema.nullable().default(null)
+    .describe("A checkpoint that begins at the same moment: bitmaps that record from then on"),
+  scheme: z.enum(["new", "old"]).default("new")
+    .describe("`old`: the view is a qcow2 overlay of the disk; it can't be limited or discarded"),
   scratchMaxBytes: z.int().min(0).nullable().default(null)
     .describe("The largest size of all copies together; null: no limit but the file system's"),
+  scratchFolder: z.string().regex(/^\//).max(PATH_CHARACTERS).nullable().default(null)
+    .describe("A folder that the operator allowed, for the copies; null: the data folder's"),
+  onScratchShort: z.enum(["warn", "refuse"]).default("warn")
+    .describe("What to do where the copies may outgrow the room that there is: see `scratch`"),
+  expiresInSeconds: z.int().min(1).max(EXPIRY_SECONDS_MAX).nullable().default(null)
+    .describe("It ends by itself after so long, as a failure"),
 }).openapi("NewFleecing");
+
+/**
+ * How a fleecing ended for its reader.
+ *
+ * @internal
+ */
+export const CompleteFleecingSchema = z.strictObject({
+  result: z.enum(["success", "failure"]).describe(
+    "`success`: the bitmap `since` goes. `failure`: what changed since the moment is merged back " +
+      "into it, the new checkpoint goes, so that the next fleecing misses nothing",
+  ),
+}).openapi("CompleteFleecing");
+
+/** Ranges of an export. */
+const RangesSchema = z.array(z.strictObject({ offset: z.int().min(0), length: z.int().min(1) }))
+  .min(1).max(limits.extentsPerAnswer);
+
+/**
+ * Parts of a fleecing that were read.
+ *
+ * @internal
+ */
+export const DiscardFleecingSchema = z.strictObject({
+  disk: NameSchema.optional().describe("Needed where the fleecing has several"),
+  ranges: RangesSchema.describe("Only whole clusters inside of a range go"),
+}).openapi("DiscardFleecing");
 
 /** One view of a disk, with its addresses. */
 const ExportFields = {
@@ -256,8 +303,23 @@ export const FleecingSchema = z.object({
   onCbwError: z.enum(["break-snapshot", "break-guest-write"]),
   cbwTimeoutSeconds: z.int(),
   bitmap: z.string().nullable(),
+  scheme: z.enum(["new", "old"]),
+  since: z.string().nullable(),
+  checkpoint: z.string().nullable(),
+  expiresAt: z.iso.datetime().nullable().describe("When it ends by itself"),
+  scratch: z.object({
+    maxBytes: z.int().nullable(),
+    usedBytes: z.int(),
+    estimateBytes: z.int().describe("What may have to be copied at most, as of the start"),
+    roomBytes: z.int().describe("What there was room for at the start"),
+    warning: z.string().nullable().describe("The room may not be enough"),
+  }),
   exports: z.array(z.object({
     ...ExportFields,
+    incremental: z.object({
+      isIncremental: z.boolean(),
+      reason: z.string().nullable().describe("Why it is not: read the whole disk"),
+    }).nullable().describe("What `since` came to, null where nothing was asked for"),
     clusterSizeBytes: z.int(),
     copiedBytes: z.int().describe("Copied aside because the guest was about to overwrite them"),
     clustersDone: z.int(),
@@ -274,8 +336,12 @@ export const FleecingSchema = z.object({
  * @internal
  */
 export const ExtentsQuery = z.strictObject({
-  context: z.enum(["allocation", "access"]).default("allocation")
-    .describe("What the map shows: where data is, or what may be read"),
+  context: z.enum(["allocation", "zero", "access", "dirty"]).default("allocation")
+    .describe(
+      "What the map shows: where data is (`zero` is another word for it), what may be read, or " +
+        "what a dirty bitmap marks",
+    ),
+  bitmap: BitmapName.optional().describe("With context=dirty, where there are several"),
   offset: z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER).default(0),
   length: z.coerce.number().int().min(1).max(Number.MAX_SAFE_INTEGER).optional()
     .describe("Without it: up to the end"),
@@ -292,9 +358,10 @@ export const ExtentsSchema = z.object({
   extents: z.array(z.object({
     offset: z.int(),
     length: z.int(),
-    hole: z.boolean().optional().describe("context=allocation: takes no room"),
-    zero: z.boolean().optional().describe("context=allocation: reads as zeroes"),
+    hole: z.boolean().optional().describe("context=allocation, zero: takes no room"),
+    zero: z.boolean().optional().describe("context=allocation, zero: reads as zeroes"),
     readable: z.boolean().optional().describe("context=access: may be read"),
+    dirty: z.boolean().optional().describe("context=dirty: changed"),
   })),
   nextOffset: z.int().nullable().describe("Ask again from here; null at the end"),
 }).openapi("Extents");

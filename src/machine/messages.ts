@@ -12,15 +12,21 @@
  */
 
 import type { BlockErrorCode } from "../block/errors.ts";
+import type { DirtyBitmapInfo } from "../block/dirty_bitmap.ts";
 import type { FleecingDiskInfo } from "../block/fleecing.ts";
 
-/** A disk of a machine: one raw file. */
+/** How a disk's content stands in its file. */
+export type DiskFormat = "raw" | "qcow2";
+
+/** A disk: one file, with the chain of backing files that it names. */
 export interface DiskConfig {
-  /** The name that the API uses, unique in its machine. */
+  /** The name that calls use, unique in its worker. */
   name: string;
-  /** The file's path, inside the data folder. */
+  /** The active file's path: inside the data folder, or a folder that the operator allowed. */
   path: string;
-  /** The file's size, a multiple of 512; checked when it is opened. */
+  /** Of that file; never guessed, since a raw disk's content is its guest's. */
+  format: DiskFormat;
+  /** What it had last: a smaller one is refused, since something was cut off. 0: unknown. */
   sizeBytes: number;
   /** Opened for reading alone, and shown so to the guest (VIRTIO_BLK_F_RO). */
   isReadOnly: boolean;
@@ -43,25 +49,37 @@ export interface BootConfig {
   cmdline: string;
 }
 
-/** Everything an I/O worker needs to know about its machine. */
-export interface MachineConfig {
-  /** The machine's name, for messages. */
+/** What an I/O worker needs to know to serve disks, of a machine or without one. */
+export interface StorageConfig {
+  /** The machine's or the disk's name, for messages and in export names. */
   name: string;
+  /** In the order of their virtio devices; at most limits.diskCount. */
+  disks: DiskConfig[];
+  /** What the worker may open and change: folders of its disks, folders the operator allowed. */
+  writableFolders: string[];
+  /** What it may open for reading alone, beside those: files that its disks are backed by. */
+  readableFolders: string[];
+  /** Folder for temporary images of fleecings: emptied by the service at its start. */
+  scratchDirectory: string;
+  /**
+   * Where the NBD server listens: TCP address with port 0 for any, and a unix socket's path; null:
+   * there is none.
+   */
+  nbd: NbdAddresses | null;
+}
+
+/** Everything an I/O worker needs to know about its machine. */
+export interface MachineConfig extends StorageConfig {
   /** RAM, within limits.memoryMinBytes and memoryMaxBytes. */
   memoryBytes: number;
   /** From 1 to limits.hartCount. */
   hartCount: number;
   /** What it starts from, at every start and reset. */
   boot: BootConfig;
-  /** In the order of their virtio devices; at most limits.diskCount. */
-  disks: DiskConfig[];
-  /** Folder for temporary images of fleecings: emptied by the service at its start. */
-  scratchDirectory: string;
-  /**
-   * Where the machine's NBD server listens: TCP address with port 0 for any, and a unix socket's
-   * path.
-   */
-  nbd: { host: string; port: number; socketPath: string };
+  /** A machine has one. */
+  nbd: NbdAddresses;
+  /** The unix socket of its monitor. */
+  monitorPath: string;
 }
 
 /** The first message to either kind of worker. */
@@ -78,6 +96,8 @@ export interface FleecingRequest {
   name: string;
   /** Names of disks, at least one, none twice. */
   disks: string[];
+  /** `new`: any target, read through snapshot-access; `old`: a qcow2 backed by the active disk. */
+  scheme: "new" | "old";
   /** What a failed copy breaks: the guest's write, or the view. */
   onCbwError: "break-guest-write" | "break-snapshot";
   /** 0: none. */
@@ -88,19 +108,192 @@ export interface FleecingRequest {
    * Only the dirty areas of this bitmap of each disk are protected and readable; null: everything.
    */
   bitmap: string | null;
+  /**
+   * A bitmap that stops recording at the moment, and then counts as `bitmap` does: on each disk
+   * that has a good one. On others everything is readable, and the answer says why.
+   */
+  since: string | null;
+  /** The name of a bitmap that starts recording at the moment, on each disk; null: none. */
+  checkpoint: string | null;
   /** Largest total size of the temporary images, null: unlimited. */
   scratchMaxBytes: number | null;
+  /** Folder for the temporary images, null: the configuration's. */
+  scratchDirectory: string | null;
 }
 
-export type { FleecingDiskInfo };
+export type { DirtyBitmapInfo, FleecingDiskInfo };
+
+/** What a disk has in a fleecing, beside its figures. */
+export interface FleecingDisk extends FleecingDiskInfo {
+  /** What `since` came to: null where nothing was asked for. */
+  incremental: { isIncremental: boolean; reason: string | null } | null;
+}
 
 /** A fleecing, as it stands. */
 export interface FleecingInfo {
   /** Unique among the machine's fleecings. */
   name: string;
   /** In the order of the request. */
-  disks: FleecingDiskInfo[];
+  disks: FleecingDisk[];
 }
+
+/** How a fleecing ends: what its reader made of it. See `fleecingEnd`. */
+export type FleecingResult = "success" | "failure";
+
+/** One file of a disk's chain, the active one first. */
+export interface ChainEntry {
+  /** The format's node. */
+  nodeName: string;
+  /** The format's name. */
+  driver: string;
+  /** The file's path, null where it is none. */
+  path: string | null;
+  /** The content's size. */
+  sizeBytes: number;
+}
+
+/** A disk, as it stands in its worker. */
+export interface DiskInfo {
+  /** As in the configuration. */
+  name: string;
+  /** The content's size. */
+  sizeBytes: number;
+  /** Unit of allocation, null where the format has none. */
+  clusterSizeBytes: number | null;
+  /** Bytes that the active file takes, null where nobody knows. */
+  allocatedBytes: number | null;
+  /** Refuses writes. */
+  isReadOnly: boolean;
+  /** The active file, then what it is backed by. */
+  chain: ChainEntry[];
+  /** The dirty bitmaps of the active file. */
+  bitmaps: DirtyBitmapInfo[];
+}
+
+/** A file that an image is made in. */
+export interface NewImage {
+  /** Where; there must be nothing yet. */
+  path: string;
+  /** How the content is kept. */
+  format: DiskFormat;
+  /** The content's size. */
+  sizeBytes: number;
+  /** Of qcow2, null: its default. */
+  clusterSizeBytes: number | null;
+  /** What it is backed by, null: nothing. */
+  backing: { path: string; format: DiskFormat } | null;
+}
+
+/** A change of a dirty bitmap, named as QEMU's transaction actions without `block-dirty-`. */
+export type BitmapChange =
+  | {
+    type: "bitmap-add";
+    disk: string;
+    name: string;
+    /** null: the format's cluster, from 4 KiB to 64 KiB. */
+    granularityBytes: number | null;
+    /** Kept with the disk (qcow2); null: where that is possible. */
+    isPersistent: boolean | null;
+    isDisabled: boolean;
+  }
+  | {
+    type: "bitmap-remove" | "bitmap-clear" | "bitmap-enable" | "bitmap-disable";
+    disk: string;
+    name: string;
+  }
+  | {
+    type: "bitmap-merge";
+    disk: string;
+    target: string;
+    bitmaps: { disk: string; name: string }[];
+  };
+
+/** What a transaction is made of. */
+export type TransactionAction =
+  | BitmapChange
+  | ({ type: "fleecing" } & FleecingRequest)
+  | ({ type: "backup" } & BackupRequest)
+  /** A new active file, backed by the one before. */
+  | { type: "snapshot"; disk: string; overlay: NewImage }
+  /** Fails always. */
+  | { type: "abort" };
+
+/** What an action of a transaction came to; null: nothing to say. */
+export type TransactionResult = null | { fleecing: FleecingInfo } | { job: JobInfo };
+
+/** What a job does with an error. */
+export type JobErrorPolicy = "report" | "ignore" | "stop" | "enospc";
+
+/** What all jobs take. */
+export interface JobRequestBase {
+  /** Unique in the service. */
+  id: string;
+  /** The disk that it works on. */
+  disk: string;
+  /** Bytes a second, 0: no limit. */
+  speed: number;
+  /** Ends by itself when its work is done; else it waits for `finalize`. */
+  isAutoFinalize: boolean;
+}
+
+/** A copy of a disk as it was at the start of the job. */
+export interface BackupRequest extends JobRequestBase {
+  sync: "full" | "top" | "none" | "incremental" | "bitmap";
+  /** With sync incremental and bitmap. */
+  bitmap: string | null;
+  /** With sync bitmap. */
+  bitmapMode: "on-success" | "never" | "always" | null;
+  /** Where it goes: a new file. */
+  target: NewImage;
+  /** Of qcow2: clusters are stored compressed. */
+  isCompressed: boolean;
+  onSourceError: JobErrorPolicy;
+  onTargetError: JobErrorPolicy;
+}
+
+/** The jobs that can be started, with QEMU's arguments. */
+export type JobRequest =
+  | ({ type: "backup" } & BackupRequest)
+  | ({
+    type: "mirror";
+    sync: "full" | "top" | "none";
+    copyMode: "background" | "write-blocking";
+    target: NewImage;
+    onSourceError: JobErrorPolicy;
+    onTargetError: JobErrorPolicy;
+  } & JobRequestBase)
+  /** `top` and `base` are node names of the disk's chain; null: the active file, the lowest one. */
+  | ({
+    type: "commit";
+    top: string | null;
+    base: string | null;
+    onError: JobErrorPolicy;
+  } & JobRequestBase)
+  /** `base`: what the chain keeps below, null: nothing. */
+  | ({ type: "stream"; base: string | null; onError: JobErrorPolicy } & JobRequestBase);
+
+/** A job as it stands, in QEMU's words. */
+export interface JobInfo {
+  /** Unique in the service. */
+  id: string;
+  /** backup, mirror, commit, stream. */
+  type: string;
+  /** The disk that it works on, in its worker's words. */
+  disk: string;
+  /** created, running, paused, ready, standby, waiting, pending, aborting, concluded, null. */
+  status: string;
+  /** Bytes done; may run ahead of and fall back behind what `total` said before. */
+  currentProgress: number;
+  /** Bytes to be done, as far as it is known now. */
+  totalProgress: number;
+  /** Bytes a second, 0: no limit. */
+  speed: number;
+  /** Why it failed, null: it did not. */
+  error: string | null;
+}
+
+/** What can be asked of a job. */
+export type JobCommand = "cancel" | "pause" | "resume" | "complete" | "finalize" | "dismiss";
 
 /** One run of an export's map. */
 export interface ExtentInfo {
@@ -122,10 +315,23 @@ export interface NbdAddresses {
   socketPath: string;
 }
 
+/** What is open in a worker. */
+export interface StorageOpened {
+  /** Where its NBD server listens, null: nowhere. */
+  nbd: NbdAddresses | null;
+  /** In the order of the configuration. */
+  disks: DiskInfo[];
+}
+
 /** The calls that an I/O worker answers: parameters and result of each. */
 export interface IoMethods {
   /** Opens disks and listeners. Once, first. */
-  open: { params: { config: MachineConfig } & WorkerInit; result: NbdAddresses };
+  open: { params: { config: MachineConfig } & WorkerInit; result: StorageOpened };
+  /** The same for disks without a machine: no guest, no console. */
+  openStorage: {
+    params: { config: StorageConfig; kernels: WebAssembly.Module };
+    result: StorageOpened;
+  };
   /**
    * Clears RAM and devices, loads the boot files, writes the device tree, sets the harts' start
    * state.
@@ -137,8 +343,63 @@ export interface IoMethods {
   fleecingStart: { params: FleecingRequest; result: FleecingInfo };
   /** A fleecing's figures of this moment. */
   fleecingInfo: { params: { name: string }; result: FleecingInfo };
-  /** Cuts readers off, takes the filters out and removes the temporary images. */
-  fleecingStop: { params: { name: string }; result: Record<string, never> };
+  /**
+   * Cuts readers off, takes the filters out and removes the temporary images. With success the
+   * bitmap `since` goes and the checkpoint stays; with failure what the checkpoint's bitmap marked
+   * is merged back into `since`, which records on, and the checkpoint's bitmap goes.
+   */
+  fleecingEnd: {
+    params: { name: string; result: FleecingResult };
+    result: Record<string, never>;
+  };
+  /** What a fleecing of these disks may have to copy, at most. */
+  fleecingEstimate: {
+    params: { disks: string[]; bitmap: string | null };
+    result: { bytes: number };
+  };
+  /** Carries out all actions at one moment, or none. */
+  transact: {
+    params: { actions: TransactionAction[] };
+    result: { results: TransactionResult[] };
+  };
+  /** A disk with its chain and bitmaps. */
+  diskInfo: { params: { disk: string }; result: DiskInfo };
+  /** Makes an image, in a folder that the worker may write to. */
+  diskCreate: { params: NewImage; result: Record<string, never> };
+  /** Changes a disk's size; its guest hears of it. */
+  diskResize: { params: { disk: string; sizeBytes: number }; result: Record<string, never> };
+  /** Reads a disk as it is now, up to 1 MiB. */
+  diskRead: {
+    params: { disk: string; offset: number; length: number };
+    result: { bytes: ArrayBuffer };
+  };
+  /** Writes to a disk that no guest has. */
+  diskWrite: {
+    params: { disk: string; offset: number; bytes: Uint8Array<ArrayBuffer> };
+    result: Record<string, never>;
+  };
+  /** Brings what was written to stable storage. */
+  diskFlush: { params: { disk: string }; result: Record<string, never> };
+  /** A part of a disk's map, at most `limit` extents. `bitmap`: with context `dirty`. */
+  diskExtents: {
+    params: {
+      disk: string;
+      context: "allocation" | "dirty";
+      bitmap: string | null;
+      offset: number;
+      length: number;
+      limit: number;
+    };
+    result: { extents: ExtentInfo[] };
+  };
+  /** Starts a job. */
+  jobStart: { params: JobRequest; result: JobInfo };
+  /** Asks something of a job. */
+  jobCommand: { params: { id: string; command: JobCommand }; result: Record<string, never> };
+  /** Changes a job's limit. */
+  jobSetSpeed: { params: { id: string; speed: number }; result: Record<string, never> };
+  /** All jobs that were not dismissed. */
+  jobList: { params: Record<string, never>; result: { jobs: JobInfo[] } };
   /** What an export is, as its readers see it. */
   exportInfo: {
     params: { exportName: string };
@@ -153,12 +414,19 @@ export interface IoMethods {
   exportExtents: {
     params: {
       exportName: string;
-      context: "access" | "allocation";
+      context: "access" | "allocation" | "dirty";
+      /** With context `dirty`: null where the export shows only one. */
+      bitmap: string | null;
       offset: number;
       length: number;
       limit: number;
     };
     result: { extents: ExtentInfo[] };
+  };
+  /** Says that a part of an export was read: see BlockExport.discard. */
+  exportDiscard: {
+    params: { exportName: string; ranges: { offset: number; length: number }[] };
+    result: Record<string, never>;
   };
   /**
    * Starts an NBD session over `port`: see NbdPortMessage. Only `exportName` can be opened in it.
@@ -191,7 +459,10 @@ export type IoRequest = {
 /** To an I/O worker, beside its calls; not answered. */
 export type IoNotice =
   /** Bytes of console events were taken; beyond a window of untaken ones the guest waits. */
-  { type: "consoleTaken"; byteCount: number };
+  | { type: "consoleTaken"; byteCount: number }
+  /** To a question: what it came to, or why it did not. */
+  | { type: "answer"; id: number; answer: HostAnswer }
+  | { type: "answer"; id: number; error: WireError };
 
 /** The answer to the call with that `id`: its result, or why there is none. */
 export type IoResponse =
@@ -203,7 +474,30 @@ export type IoEvent =
   | { type: "console"; bytes: Uint8Array<ArrayBuffer> }
   /** The guest shut down, asked for a reboot, or a hart met a bug of ours. */
   | { type: "exit"; reason: "shutdown" | "reboot" | "hostFault"; code: number }
-  | { type: "fleecingBroken"; fleecing: string; disk: string; error: WireError };
+  | { type: "fleecingBroken"; fleecing: string; disk: string; error: WireError }
+  /** A job came, changed its status, went on (at most once a second) or went (status null). */
+  | { type: "job"; job: JobInfo }
+  /** A disk has another size now. */
+  | { type: "diskResized"; disk: string; sizeBytes: number }
+  /** Must be answered by an `answer` with that number: see HostQuestion. */
+  | { type: "question"; id: number; question: HostQuestion };
+
+/** What an I/O worker can't do or decide by itself. */
+export type HostQuestion =
+  /**
+   * Another file is about to become the active one of a disk. The guest is held meanwhile: answered
+   * when the change is on record, so that the next start opens the right file, whatever happens.
+   */
+  | { type: "activeFile"; disk: string; path: string; format: DiskFormat }
+  /** A monitor asks for it. */
+  | { type: "control"; request: "stop" | "cont" | "reset" | "powerdown" | "quit" }
+  | { type: "status" };
+
+/** What a question came to: the machine's state, where that was asked for. */
+export interface HostAnswer {
+  /** Of the machine, as the API shows it. */
+  state?: string;
+}
 
 /**
  * The bytes of an NBD session between the control isolate (which holds the WebSocket) and the I/O

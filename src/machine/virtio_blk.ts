@@ -162,6 +162,11 @@ export class VirtioBlk {
     });
   }
 
+  /** The backend has another size: the driver hears of it (5.2.6.1). */
+  resized(): void {
+    this.#transport.updateConfig(this.#describe());
+  }
+
   /**
    * Serves what the driver has asked for, up to a turn's worth. True if there is more: the caller
    * comes back after others had their turn.

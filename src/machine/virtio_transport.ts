@@ -124,6 +124,20 @@ export class VirtioTransport {
     this.#interrupt(VIRTIO_INTERRUPT_USED);
   }
 
+  /**
+   * Changes the configuration space under a driver that may be reading it. The generation moves
+   * before and after (4.2.2.2); whoever still read a mixture reads again at the interrupt.
+   */
+  updateConfig(config: Uint8Array): void {
+    const { memory, base } = this;
+    const { words, layout } = memory;
+    const generation = (base + layout.VIRTIO_CONFIG_GENERATION_WORD) >>> 2;
+    Atomics.add(words, generation, 1);
+    memory.bytes.set(config, base + layout.VIRTIO_CONFIG);
+    Atomics.add(words, generation, 1);
+    if (this.isLive) this.#interrupt(VIRTIO_INTERRUPT_CONFIG);
+  }
+
   /** The driver broke its contract: nothing more is done until it resets the device (2.1.2). */
   fail(): void {
     const { words, layout } = this.memory;

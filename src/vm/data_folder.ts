@@ -4,11 +4,11 @@
  *
  *   lock             locked while a service runs (flock: gone with its process, however it ends)
  *   token            the bearer token, readable by its owner only
- *   ovis.sqlite      images, machines, fleecings
+ *   ovis.sqlite      images, machines, disks, fleecings, checkpoints
  *   images/NAME/     kernel, initrd, firmware; .*.tmp: an upload under way
- *   disks/ID/        DISK.raw: the disks of one machine
+ *   disks/ID/        DISK.raw, DISK.qcow2, ...: the disks of one machine, or one without a machine
  *   scratch/ID/      temporary images of its fleecings: worthless after a crash
- *   sockets/ID.sock  its NBD server
+ *   sockets/ID.sock  its NBD server; ID.qmp: its monitor
  *
  * A unix socket's path is limited to 107 bytes; where the folder's own is too long, the sockets
  * stand in a private folder under the system's temporary one.
@@ -85,14 +85,19 @@ export class DataFolder implements Disposable {
     return join(this.imagesDirectory, name);
   }
 
-  /** The disks of one machine. */
-  diskDirectory(id: string): string {
-    return join(this.path, "disks", id);
+  /** All disks. */
+  get disksDirectory(): string {
+    return join(this.path, "disks");
   }
 
-  /** The file of a disk; `id` is the machine's. */
-  diskPath(id: string, disk: string): string {
-    return join(this.diskDirectory(id), `${disk}.raw`);
+  /** The disks of one machine, or the files of one disk. */
+  diskDirectory(id: string): string {
+    return join(this.disksDirectory, id);
+  }
+
+  /** A file of a disk: its record names it below `disks`, or in a folder of the operator's. */
+  diskPath(file: string): string {
+    return isAbsolute(file) ? file : join(this.disksDirectory, file);
   }
 
   /** The temporary images of all machines. */
@@ -108,6 +113,11 @@ export class DataFolder implements Disposable {
   /** The unix socket of a machine's NBD server. */
   socketPath(id: string): string {
     return join(this.socketDirectory, `${id}.sock`);
+  }
+
+  /** The unix socket of a machine's monitor. */
+  monitorPath(id: string): string {
+    return join(this.socketDirectory, `${id}.qmp`);
   }
 
   /** The token of this folder, made at the first call; `isNew` then. */

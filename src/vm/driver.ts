@@ -10,22 +10,56 @@
  * @module
  */
 
-import type { IoMethod, IoMethods, MachineConfig, NbdAddresses } from "../machine/messages.ts";
+import type {
+  HostAnswer,
+  HostQuestion,
+  IoMethod,
+  IoMethods,
+  JobInfo,
+  MachineConfig,
+  NbdAddresses,
+  StorageConfig,
+  StorageOpened,
+} from "../machine/messages.ts";
 
-/** What a driver says unasked. */
-export interface DriverEvents {
-  /** Bytes that the guest wrote to its console. */
-  onConsole(bytes: Uint8Array): void;
-  /** The guest went down by itself, asked for a reboot, or a hart met a bug of ours. */
-  onExit(reason: "shutdown" | "reboot" | "hostFault", code: number): void;
+/** What a driver of disks says unasked. */
+export interface StorageEvents {
   /** A copy failed under break-snapshot: the view can't be read any more, the guest goes on. */
   onFleecingBroken(fleecing: string, disk: string, message: string): void;
+  /** A job came, changed, or went on. */
+  onJob(job: JobInfo): void;
+  /** A disk has another size. */
+  onDiskResized(disk: string, sizeBytes: number): void;
+  /** Something that only the control side can do or decide. A rejection is told to the worker. */
+  onQuestion(question: HostQuestion): Promise<HostAnswer>;
   /** A worker died. */
   onFailed(message: string): void;
 }
 
+/** What a machine's driver says unasked. */
+export interface DriverEvents extends StorageEvents {
+  /** Bytes that the guest wrote to its console. */
+  onConsole(bytes: Uint8Array): void;
+  /** The guest went down by itself, asked for a reboot, or a hart met a bug of ours. */
+  onExit(reason: "shutdown" | "reboot" | "hostFault", code: number): void;
+}
+
+/** Open disks. */
+export interface StorageDriver {
+  /** What was found when they were opened. */
+  readonly opened: StorageOpened;
+  /** A call to the I/O worker. Rejects with an error that carries an errno `code`. */
+  call<M extends IoMethod>(
+    method: M,
+    params: IoMethods[M]["params"],
+    transfer?: Transferable[],
+  ): Promise<IoMethods[M]["result"]>;
+  /** Ends jobs and fleecings, flushes and closes disks, ends the worker. Never throws. */
+  close(): Promise<void>;
+}
+
 /** An open machine: disks and listeners are open, harts exist and are parked. */
-export interface MachineDriver {
+export interface MachineDriver extends StorageDriver {
   /** Where its NBD server listens, with the TCP port that was chosen. */
   readonly nbd: NbdAddresses;
   /** Loads the boot files and lets the harts run. */
@@ -38,12 +72,6 @@ export interface MachineDriver {
   reset(): Promise<void>;
   /** Gives bytes to the console's input ring; resolves with how many fitted. */
   consoleInput(bytes: Uint8Array<ArrayBuffer>): Promise<number>;
-  /** A call to the I/O worker. Rejects with an error that carries an errno `code`. */
-  call<M extends IoMethod>(
-    method: M,
-    params: IoMethods[M]["params"],
-    transfer?: Transferable[],
-  ): Promise<IoMethods[M]["result"]>;
   /**
    * Parks the harts, takes fleecings down, flushes and closes disks, ends the workers. Never
    * throws.
@@ -53,3 +81,6 @@ export interface MachineDriver {
 
 /** Opens a machine. */
 export type OpenDriver = (config: MachineConfig, events: DriverEvents) => Promise<MachineDriver>;
+
+/** Opens disks without a machine. */
+export type OpenStorage = (config: StorageConfig, events: StorageEvents) => Promise<StorageDriver>;

@@ -13,6 +13,10 @@ export type ServiceErrorCode =
   | "vmNotFound"
   | "fleecingNotFound"
   | "exportNotFound"
+  | "diskNotFound"
+  | "bitmapNotFound"
+  | "checkpointNotFound"
+  | "jobNotFound"
   | "nameTaken" // a machine, image, fleecing or export of that name exists
   | "imageInUse" // a machine refers to the image
   | "imageBuiltIn" // the image belongs to the program and can't be changed

@@ -14,23 +14,46 @@
 
 import { setTimeout as delay } from "node:timers/promises";
 import { limits } from "../limits.ts";
-import type { FleecingRequest, IoMethod, IoMethods, MachineConfig } from "../machine/messages.ts";
+import type {
+  FleecingResult,
+  HostAnswer,
+  HostQuestion,
+  IoMethod,
+  IoMethods,
+  MachineConfig,
+  TransactionAction,
+  TransactionResult,
+} from "../machine/messages.ts";
 import { ConsoleLog } from "./console_log.ts";
+import { Checkpoints } from "./checkpoints.ts";
 import { type DataFolder, ignoreMissing } from "./data_folder.ts";
+import type { Disks } from "./disks.ts";
 import type { DriverEvents, MachineDriver, OpenDriver } from "./driver.ts";
 import { ServiceError, toServiceError } from "./errors.ts";
+import type { EventLog } from "./event_log.ts";
 import type { ExportDirectory } from "./export_directory.ts";
-import { Fleecings, type FleecingStatus } from "./fleecings.ts";
+import { type FleecingOrder, Fleecings, type FleecingStatus } from "./fleecings.ts";
 import type { Images } from "./images.ts";
 import { decide, isOpen, type LifeCycleRequest, type MachineState } from "./life_cycle.ts";
+import type { JobBook } from "./job_book.ts";
 import type { Log } from "./log.ts";
+import { answerMonitor } from "./monitor.ts";
+import { ownDiskName } from "./names.ts";
 import { RequestQueue } from "./request_queue.ts";
-import type { MachineRecord, Store } from "./store.ts";
+import type { MachineDisk, MachineRecord, Store } from "./store.ts";
 
 /** What a machine needs of its surroundings. */
 export interface MachineContext {
-  /** Where disks, temporary images and the NBD socket stand. */
+  /** Where temporary images and sockets stand. */
   folder: DataFolder;
+  /** All disks: a machine claims its own while it is open. */
+  disks: Disks;
+  /** Told of jobs. */
+  jobs: JobBook;
+  /** Told of states and fleecings. */
+  events: EventLog;
+  /** Folders that temporary images may go to, beside the data folder. */
+  allowedFolders: readonly string[];
   /** Keeps the machine's record and those of its fleecings. */
   store: Store;
   /** What it boots from, looked up anew at every start and reset. */
@@ -53,8 +76,12 @@ export interface GuestExit {
   code: number;
 }
 
-/** A fleecing as a client asks for it: all but the name has a value. */
-export type FleecingOrder = Omit<FleecingRequest, "name"> & { name: string | null };
+/** A disk of a machine to be made: a new one, or (`disk`) one that is there. */
+export type MachineDiskOrder = MachineDisk & {
+  format?: "raw" | "qcow2";
+  clusterSizeBytes?: number | null;
+  backing?: string | null;
+};
 
 const REQUESTS_WAITING = 32;
 /** A guest that takes nothing from its console's ring for so long does not read it. */
@@ -74,6 +101,8 @@ export class Machine {
   readonly console = new ConsoleLog(limits.consoleLogBytes);
   /** Those that stand; changed within the machine's queue only. */
   readonly fleecings: Fleecings;
+  /** Also those whose bitmaps were lost. */
+  readonly checkpoints: Checkpoints;
   readonly #context: MachineContext;
   readonly #log: Log;
   readonly #queue = new RequestQueue(REQUESTS_WAITING);
@@ -93,7 +122,13 @@ export class Machine {
     this.#context = context;
     this.#log = context.log.getChild("vm").with({ vm: record.name });
     this.#state = record.phase === "ready" ? "stopped" : record.phase;
-    this.fleecings = new Fleecings(record.name, { ...context, log: this.#log });
+    this.checkpoints = new Checkpoints(record.name, context.store);
+    this.fleecings = new Fleecings(record, {
+      ...context,
+      checkpoints: this.checkpoints,
+      log: this.#log,
+      onExpired: (name) => this.#expire(name),
+    });
   }
 
   /** What the store holds. */
@@ -122,10 +157,10 @@ export class Machine {
   }
 
   /** Makes the disks. If that fails nothing is left of the machine. */
-  create(): Promise<void> {
+  create(orders: readonly MachineDiskOrder[]): Promise<void> {
     return this.#queue.run(async () => {
       try {
-        await this.#createDisks();
+        await this.#createDisks(orders);
         this.#saveRecord({ ...this.#record, phase: "ready" });
         this.#enter("stopped");
       } catch (error) {
@@ -170,18 +205,7 @@ export class Machine {
   startFleecing(order: FleecingOrder): Promise<FleecingStatus> {
     return this.#queue.run(async () => {
       const driver = this.#requireDriver("take a fleecing");
-      const known = this.#record.disks.map(({ name }) => name);
-      const unknown = order.disks.find((disk) => !known.includes(disk));
-      if (unknown !== undefined) {
-        throw new ServiceError(
-          "badReference",
-          `machine ${this.#record.name} has no disk named ${unknown}`,
-        );
-      }
-      const disks = order.disks.length === 0 ? known : order.disks;
-      if (disks.length === 0) {
-        throw new ServiceError("badReference", `machine ${this.#record.name} has no disks`);
-      }
+      const disks = this.#chooseDisks(order.disks);
       const name = order.name ?? this.fleecings.freeName();
       const status = await this.fleecings.start(driver, { ...order, disks, name })
         .catch((error: unknown) => {
@@ -192,16 +216,64 @@ export class Machine {
     });
   }
 
-  /** Ends a fleecing. */
-  stopFleecing(name: string): Promise<void> {
+  /** Ends a fleecing. Without a result that its reader gave it is a failure: nothing is missed. */
+  stopFleecing(name: string, result: FleecingResult = "failure"): Promise<void> {
     return this.#queue.run(async () => {
       this.fleecings.get(name);
-      await this.fleecings.stop(this.#requireDriver("end a fleecing"), name)
+      await this.fleecings.stop(this.#requireDriver("end a fleecing"), { name, result })
         .catch((error: unknown) => {
           throw explainDriver(this.#record.name, error);
         });
-      this.#log.info("fleecing {fleecing} ended", { fleecing: name });
+      this.#log.info("fleecing {fleecing} ended: {result}", { fleecing: name, result });
     });
+  }
+
+  /** Removes a checkpoint with its bitmaps. */
+  removeCheckpoint(name: string): Promise<void> {
+    return this.#queue.run(async () => {
+      const { disks } = this.checkpoints.get(name);
+      this.fleecings.checkNotUsed(name);
+      for (const disk of disks) {
+        const resource = this.#record.disks.find((known) => known.name === disk)?.disk;
+        if (resource === undefined) continue;
+        await this.#context.disks.use(resource, async (driver, local) => {
+          const { bitmaps } = await driver.call("diskInfo", { disk: local });
+          if (!bitmaps.some((bitmap) => bitmap.name === name)) return;
+          const actions = [{ type: "bitmap-remove", disk: local, name } as const];
+          await driver.call("transact", { actions });
+        });
+      }
+      this.checkpoints.remove(name);
+    });
+  }
+
+  /** Carries out actions at one moment, or none. Names of disks are the machine's. */
+  transact(actions: TransactionAction[]): Promise<TransactionResult[]> {
+    return this.#queue.run(async () => {
+      const driver = this.#requireDriver("take a transaction");
+      try {
+        return (await driver.call("transact", { actions })).results;
+      } catch (error) {
+        throw explainDriver(this.#record.name, error);
+      }
+    });
+  }
+
+  /** The disks that are meant by these names: all, where none is named. Throws badReference. */
+  #chooseDisks(names: readonly string[]): string[] {
+    const known = this.#record.disks.map(({ name }) => name);
+    const unknown = names.find((disk) => !known.includes(disk));
+    if (unknown !== undefined) {
+      throw new ServiceError(
+        "badReference",
+        `machine ${this.#record.name} has no disk named ${unknown}`,
+      );
+    }
+    const disks = names.length === 0 ? known : [...names];
+    if (disks.length === 0) {
+      throw new ServiceError("badReference", `machine ${this.#record.name} has no disks`);
+    }
+    return disks;
   }
 
   /** A fleecing with its figures. */
@@ -212,6 +284,11 @@ export class Machine {
     } catch (error) {
       throw explainDriver(this.#record.name, error);
     }
+  }
+
+  /** The unix socket of its monitor, while it is open. */
+  get qmp(): string | null {
+    return this.nbd === null ? null : this.#context.folder.monitorPath(this.#record.id);
   }
 
   /** Where the NBD server listens, while there is one. */
@@ -272,10 +349,14 @@ export class Machine {
     this.#session = session;
     const startedMs = performance.now();
     try {
+      await this.#claimDisks(session);
       session.driver = await this.#context.openDriver(
         await this.#config(),
         this.#eventsOf(session),
       );
+      for (const { name, sizeBytes } of session.driver.opened.disks) {
+        this.#context.disks.noteSize(this.resourceOf(name), sizeBytes);
+      }
       await session.driver.start();
     } catch (error) {
       this.#failure = error instanceof Error ? error.message : String(error);
@@ -293,19 +374,47 @@ export class Machine {
     await Deno.mkdir(scratchDirectory, { recursive: true, mode: 0o700 });
     const socketPath = folder.socketPath(id);
     await Deno.remove(socketPath).catch(ignoreMissing);
+    const monitorPath = folder.monitorPath(id);
+    await Deno.remove(monitorPath).catch(ignoreMissing);
     return {
       name,
       memoryBytes,
       hartCount,
       boot: images.bootConfig(image),
-      disks: disks.map((disk) => ({
-        ...disk,
-        path: folder.diskPath(id, disk.name),
-        serial: disk.name.slice(0, SERIAL_BYTES),
-      })),
+      disks: disks.map(({ name, isReadOnly }) => {
+        const serial = name.slice(0, SERIAL_BYTES);
+        return this.#context.disks.config(this.resourceOf(name), { name, isReadOnly, serial });
+      }),
+      ...this.#context.disks.folders(disks.map(({ name }) => this.resourceOf(name))),
       scratchDirectory,
+      monitorPath,
       nbd: { host: nbdHost, port: 0, socketPath },
     };
+  }
+
+  /** The disk that a machine's disk is. Throws badReference. */
+  resourceOf(disk: string): string {
+    const found = this.#record.disks.find(({ name }) => name === disk);
+    if (found === undefined) {
+      throw new ServiceError("badReference", `machine ${this.#record.name} has no disk ${disk}`);
+    }
+    return found.disk ?? ownDiskName(this.#record.name, disk);
+  }
+
+  async #claimDisks(session: Session): Promise<void> {
+    const { name: vm, disks } = this.#record;
+    const claimed = disks.map(({ name, isReadOnly }) => ({
+      name,
+      isReadOnly,
+      disk: this.resourceOf(name),
+    }));
+    await this.#context.disks.claim(claimed, {
+      vm,
+      driver: () => {
+        if (session.driver !== null && isOpen(this.#state)) return session.driver;
+        throw new ServiceError("wrongState", `machine ${vm} is ${this.#state}`);
+      },
+    });
   }
 
   async #switch(
@@ -327,9 +436,11 @@ export class Machine {
   async #close(state: "stopped" | "failed" | "deleting"): Promise<void> {
     if (state === "stopped" && isOpen(this.#state)) this.#enter("stopping");
     const session = this.#session;
-    this.fleecings.clear();
     await session?.driver?.close();
     this.#session = null;
+    this.fleecings.clear();
+    this.#context.jobs.endAll({ vm: this.#record.name }, "the machine was stopped");
+    this.#context.disks.release(this.#record.name);
     await this.#removeTemporary();
     this.#enter(state);
   }
@@ -341,6 +452,7 @@ export class Machine {
       await Deno.remove(folder.scratchDirectory(this.#record.id), { recursive: true })
         .catch(ignoreMissing);
       await Deno.remove(folder.socketPath(this.#record.id)).catch(ignoreMissing);
+      await Deno.remove(folder.monitorPath(this.#record.id)).catch(ignoreMissing);
     } catch (error) {
       this.#log.warn("temporary files stay behind: {error}", { error });
     }
@@ -355,32 +467,28 @@ export class Machine {
 
   async #destroy(): Promise<void> {
     this.#enter("deleting");
-    const { folder, store } = this.#context;
-    await Deno.remove(folder.diskDirectory(this.#record.id), { recursive: true })
-      .catch(ignoreMissing);
-    store.machines.remove(this.#record.name);
+    const { disks, store } = this.#context;
+    const { name } = this.#record;
+    await disks.removeOwned(this.#record.disks, name);
+    this.checkpoints.clear();
+    store.machines.remove(name);
     this.#isGone = true;
     this.console.close();
   }
 
-  async #createDisks(): Promise<void> {
-    const { folder } = this.#context;
-    const { id, disks } = this.#record;
-    await Deno.mkdir(folder.diskDirectory(id), { recursive: true, mode: 0o700 });
-    for (const disk of disks) {
-      using file = await Deno.open(folder.diskPath(id, disk.name), {
-        write: true,
-        createNew: true,
-        mode: 0o600,
+  async #createDisks(orders: readonly MachineDiskOrder[]): Promise<void> {
+    const { name: vm, id: folder } = this.#record;
+    for (const order of orders) {
+      if (order.disk !== undefined) continue;
+      await this.#context.disks.create({
+        name: ownDiskName(vm, order.name),
+        owner: { vm, folder, disk: order.name },
+        sizeBytes: order.sizeBytes,
+        format: order.format ?? "raw",
+        clusterSizeBytes: order.clusterSizeBytes ?? null,
+        backing: order.backing ?? null,
+        path: null,
       });
-      try {
-        await file.truncate(disk.sizeBytes);
-      } catch (error) {
-        const message = `disk ${disk.name} of ${disk.sizeBytes} bytes can't be made in the data ` +
-          `folder's file system: ${(error as Error).message}`;
-        throw new ServiceError("noSpace", message, { cause: error });
-      }
-      await file.sync();
     }
   }
 
@@ -388,8 +496,17 @@ export class Machine {
     return {
       onConsole: (bytes) => this.console.append(bytes),
       onExit: (reason, code) => this.#later(session, () => this.#onExit({ reason, code })),
+      onJob: (job) => {
+        const vm = this.#record.name;
+        const isOurs = this.#record.disks.some(({ name }) => name === job.disk);
+        const disk = isOurs ? this.resourceOf(job.disk) : job.disk;
+        this.#context.jobs.note(job, { vm, disk });
+      },
+      onDiskResized: (disk, sizeBytes) =>
+        this.#context.disks.noteSize(this.resourceOf(disk), sizeBytes),
+      onQuestion: (question) => this.#answer(session, question),
       onFleecingBroken: (fleecing, disk, message) => {
-        this.fleecings.markBroken(fleecing, message);
+        this.fleecings.markBroken(fleecing, { disk, message });
         this.#log.warn("fleecing {fleecing} of {disk} broke: {message}", {
           fleecing,
           disk,
@@ -426,6 +543,26 @@ export class Machine {
     }
   }
 
+  /** What the worker can't do or decide by itself. */
+  async #answer(session: Session, question: HostQuestion): Promise<HostAnswer> {
+    if (question.type === "activeFile") {
+      this.#context.disks.switchFile(this.resourceOf(question.disk), question);
+      return {};
+    }
+    if (question.type === "status") return { state: this.#state };
+    if (this.#session !== session) throw new ServiceError("wrongState", "the machine was stopped");
+    await answerMonitor(this, question.request);
+    return {};
+  }
+
+  /** A fleecing's time is over. */
+  #expire(name: string): void {
+    this.#log.info("fleecing {fleecing} has expired", { fleecing: name });
+    this.stopFleecing(name).catch((error: unknown) =>
+      this.#log.warn("fleecing {fleecing} could not be ended: {error}", { fleecing: name, error })
+    );
+  }
+
   #requireDriver(purpose: string): MachineDriver {
     const driver = this.#session?.driver ?? null;
     if (driver === null || !isOpen(this.#state)) {
@@ -440,6 +577,8 @@ export class Machine {
   #enter(state: MachineState): void {
     this.#state = state;
     this.#since = new Date();
+    const failure = state === "failed" ? this.#failure : null;
+    this.#context.events.add("vm.state", { vm: this.#record.name, state, failure });
   }
 
   #saveRecord(record: MachineRecord): void {

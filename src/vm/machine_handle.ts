@@ -21,18 +21,16 @@ import { limits } from "../limits.ts";
 import type {
   HartEvent,
   HartRequest,
-  IoEvent,
   IoMethod,
   IoMethods,
-  IoNotice,
-  IoRequest,
-  IoResponse,
   MachineConfig,
   NbdAddresses,
+  StorageOpened,
   WorkerInit,
 } from "../machine/messages.ts";
 import { createMachineMemory, type HartLayout, readHartLayout } from "../wasm/hart.ts";
 import type { DriverEvents, MachineDriver } from "./driver.ts";
+import { IoHandle, MachineFailure, messageOf, within } from "./io_handle.ts";
 
 /** mtime counts with 10 MHz. */
 const MTIME_TICKS_PER_MS = 10_000;
@@ -40,12 +38,6 @@ const NS_PER_TICK = 100n;
 
 /** The modules that every machine shares. */
 export type MachineModules = WorkerInit["modules"];
-
-/** What can't be done any more once a machine has failed. */
-class MachineFailure extends Error {
-  /** For whoever prints it. */
-  override readonly name = "MachineFailure";
-}
 
 /** A hart's worker. */
 interface HartWorker {
@@ -55,26 +47,15 @@ interface HartWorker {
   onIdle: (() => void) | null;
 }
 
-/** A call that was not answered yet. */
-interface PendingCall {
-  resolve: (result: never) => void;
-  reject: (error: unknown) => void;
-}
-
 /** A machine with open disks and listeners. */
 export class MachineHandle implements MachineDriver {
   readonly #config: MachineConfig;
-  readonly #events: DriverEvents;
   readonly #layout: HartLayout;
   readonly #memory: WebAssembly.Memory;
   readonly #words: Int32Array;
-  readonly #io: Worker;
+  readonly #io: IoHandle;
   readonly #harts: HartWorker[] = [];
-  readonly #calls = new Map<number, PendingCall>();
-  #nextCallId = 1;
-  #nbd: NbdAddresses;
-  #failure: MachineFailure | null = null;
-  #isIoAlive = true;
+  #opened: StorageOpened = { nbd: null, disks: [] };
   #closing: Promise<void> | null = null;
   /** When the harts were parked by `pause`, on this isolate's clock. */
   #pausedAtMs: number | null = null;
@@ -83,13 +64,13 @@ export class MachineHandle implements MachineDriver {
 
   private constructor(config: MachineConfig, modules: MachineModules, events: DriverEvents) {
     this.#config = config;
-    this.#events = events;
     this.#layout = readHartLayout(modules.hart);
     this.#memory = createMachineMemory(this.#layout, config.memoryBytes);
     this.#words = new Int32Array(this.#memory.buffer);
-    this.#nbd = config.nbd;
     Atomics.store(this.#words, this.#layout.STOP_WORD >>> 2, 1);
-    this.#io = this.#startIoWorker();
+    const { kernel, initrd, firmware } = config.boot;
+    const files = [kernel, initrd, firmware].filter((path) => path !== null);
+    this.#io = new IoHandle(config, files, events);
   }
 
   /** Opens disks and listeners, starts the workers; the harts are parked. Throws a BlockError. */
@@ -101,12 +82,12 @@ export class MachineHandle implements MachineDriver {
     const machine = new MachineHandle(config, modules, events);
     const init = { modules, memory: machine.#memory };
     try {
-      const [nbd] = await Promise.all([
+      const [opened] = await Promise.all([
         machine.call("open", { config, ...init }),
         ...Array.from({ length: config.hartCount }, (_, id) => machine.#startHart(id, init)),
       ]);
-      if (machine.#failure !== null) throw machine.#failure;
-      machine.#nbd = nbd;
+      if (machine.#io.failure !== null) throw machine.#io.failure;
+      machine.#opened = opened;
       return machine;
     } catch (error) {
       await machine.close();
@@ -116,7 +97,12 @@ export class MachineHandle implements MachineDriver {
 
   /** Where the NBD server listens. */
   get nbd(): NbdAddresses {
-    return this.#nbd;
+    return this.#opened.nbd ?? this.#config.nbd;
+  }
+
+  /** What is open in its I/O worker. */
+  get opened(): StorageOpened {
+    return this.#opened;
   }
 
   /** Loads the boot files and lets the harts run. */
@@ -160,16 +146,7 @@ export class MachineHandle implements MachineDriver {
     params: IoMethods[M]["params"],
     transfer: Transferable[] = [],
   ): Promise<IoMethods[M]["result"]> {
-    if (this.#closing !== null && method !== "close") {
-      return Promise.reject(new BlockError("ESHUTDOWN", "the machine is closed"));
-    }
-    if (this.#failure !== null && method !== "close") return Promise.reject(this.#failure);
-    const id = this.#nextCallId++;
-    return new Promise((resolve, reject) => {
-      this.#calls.set(id, { resolve, reject });
-      const request = { id, method, params } as IoRequest;
-      this.#io.postMessage(request, transfer);
-    });
+    return this.#io.call(method, params, transfer);
   }
 
   /** Parks the harts, takes everything down, ends the workers. Never throws; may be repeated. */
@@ -181,28 +158,14 @@ export class MachineHandle implements MachineDriver {
   async #close(): Promise<void> {
     await this.#transition;
     await this.#park().catch(() => {});
-    if (this.#isIoAlive) await this.#closeIo();
+    await this.#io.close();
     for (const { worker } of this.#harts) worker.terminate();
-    this.#io.terminate();
-    this.#rejectCalls(new BlockError("ESHUTDOWN", "the machine is closed"));
-  }
-
-  async #closeIo(): Promise<void> {
-    try {
-      await within(
-        limits.closeDeadlineMs,
-        this.call("close", {}),
-        () => new MachineFailure("the disks could not be closed in time"),
-      );
-    } catch (error) {
-      if (this.#failure === null) this.#events.onFailed(messageOf(error));
-    }
   }
 
   /** One after the other, also after a failure. */
   #inTurn(action: () => Promise<void>): Promise<void> {
     const result = this.#transition.then(() => {
-      if (this.#failure !== null) throw this.#failure;
+      if (this.#io.failure !== null) throw this.#io.failure;
       if (this.#closing !== null) throw new BlockError("ESHUTDOWN", "the machine is closed");
       return action();
     });
@@ -281,7 +244,7 @@ export class MachineHandle implements MachineDriver {
         return new MachineFailure(`hart ${late.join(", ")} did not stop in time`);
       });
     } catch (error) {
-      this.#fail(messageOf(error));
+      this.#io.fail(messageOf(error));
       throw error;
     }
   }
@@ -289,21 +252,6 @@ export class MachineHandle implements MachineDriver {
   #idle(hart: HartWorker): Promise<void> {
     if (!hart.isRunning) return Promise.resolve();
     return new Promise((resolve) => hart.onIdle = resolve);
-  }
-
-  #startIoWorker(): Worker {
-    const worker = new Worker(new URL("../machine/io_worker.ts", import.meta.url), {
-      type: "module",
-      name: `io ${this.#config.name}`,
-      deno: { permissions: ioPermissions(this.#config) },
-    });
-    worker.onmessage = ({ data }: MessageEvent<IoResponse | IoEvent>) => this.#onIoMessage(data);
-    worker.onerror = (event) => {
-      event.preventDefault();
-      this.#isIoAlive = false;
-      this.#fail(`the I/O worker died: ${event.message}`);
-    };
-    return worker;
   }
 
   /** Resolves when the hart is ready. */
@@ -317,12 +265,12 @@ export class MachineHandle implements MachineDriver {
     this.#harts.push(hart);
     worker.onmessage = ({ data }: MessageEvent<HartEvent>) => {
       this.#onIdle(hart);
-      if (data.type === "failed") this.#fail(`hart ${hartId} failed: ${data.message}`);
+      if (data.type === "failed") this.#io.fail(`hart ${hartId} failed: ${data.message}`);
     };
     worker.onerror = (event) => {
       event.preventDefault();
       this.#onIdle(hart);
-      this.#fail(`the worker of hart ${hartId} died: ${event.message}`);
+      this.#io.fail(`the worker of hart ${hartId} died: ${event.message}`);
     };
     postTo(worker, { type: "init", hartId, ...init });
     return this.#idle(hart);
@@ -333,116 +281,8 @@ export class MachineHandle implements MachineDriver {
     hart.onIdle?.();
     hart.onIdle = null;
   }
-
-  #onIoMessage(message: IoResponse | IoEvent): void {
-    switch (message.type) {
-      case "response":
-        return this.#onResponse(message);
-      case "console": {
-        this.#events.onConsole(message.bytes);
-        const notice: IoNotice = { type: "consoleTaken", byteCount: message.bytes.length };
-        return this.#io.postMessage(notice);
-      }
-      case "exit":
-        return this.#events.onExit(message.reason, message.code);
-      case "fleecingBroken":
-        return this.#events.onFleecingBroken(
-          message.fleecing,
-          message.disk,
-          message.error.message,
-        );
-    }
-  }
-
-  #onResponse(response: IoResponse): void {
-    const call = this.#calls.get(response.id);
-    if (call === undefined) return;
-    this.#calls.delete(response.id);
-    if ("error" in response) {
-      const { code, message, range } = response.error;
-      call.reject(new BlockError(code, message, range === undefined ? {} : { range }));
-    } else call.resolve(response.result as never);
-  }
-
-  #fail(message: string): void {
-    if (this.#failure !== null) return;
-    this.#failure = new MachineFailure(message);
-    this.#rejectCalls(this.#failure);
-    if (this.#closing === null) this.#events.onFailed(message);
-  }
-
-  #rejectCalls(error: unknown): void {
-    for (const { reject } of this.#calls.values()) reject(error);
-    this.#calls.clear();
-  }
-}
-
-/** What an I/O worker may do: its machine's files and listeners. */
-function ioPermissions(config: MachineConfig): Deno.PermissionOptionsObject {
-  const { boot, disks, scratchDirectory, nbd } = config;
-  const written = [
-    ...disks.flatMap(({ path, isReadOnly }) => isReadOnly ? [] : [path]),
-    scratchDirectory,
-    nbd.socketPath,
-  ];
-  const read = [
-    ...written,
-    ...disks.map(({ path }) => path),
-    ...[boot.kernel, boot.initrd, boot.firmware].filter((path) => path !== null),
-  ];
-  return {
-    read: withRealPaths(read),
-    write: withRealPaths(written),
-    net: [`${hostForPermission(nbd.host)}:${nbd.port}`, `unix:${nbd.socketPath}`],
-    // Holes, discards and locks of files need the C library; without the permission they are done
-    // without.
-    ffi: "inherit",
-    env: false,
-    sys: false,
-    run: false,
-    import: false,
-  };
-}
-
-/**
- * Permissions are compared with paths as they were resolved: symbolic links count as where they
- * lead.
- */
-function withRealPaths(paths: string[]): string[] {
-  return [...new Set(paths.flatMap((path) => [path, realPath(path)]))];
-}
-
-function realPath(path: string): string {
-  try {
-    return Deno.realPathSync(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return path;
-    throw error;
-  }
-}
-
-/** IPv6 addresses stand in brackets. */
-function hostForPermission(host: string): string {
-  return host.includes(":") ? `[${host}]` : host;
 }
 
 function postTo(worker: Worker, request: HartRequest): void {
   worker.postMessage(request);
-}
-
-/** `work`, unless it takes longer: then the error. */
-async function within<T>(ms: number, work: Promise<T>, error: () => Error): Promise<T> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const deadline = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(error()), ms);
-  });
-  try {
-    return await Promise.race([work, deadline]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -16,3 +16,11 @@ export const NAME_RULE =
 
 /** An export's name: machine, disk and fleecing, joined with `-`. */
 export const EXPORT_NAME_PATTERN = /^[a-z0-9][a-z0-9._-]{0,191}$/;
+
+/** A disk's name: chosen, or machine and disk joined with `:`, which no chosen name has. */
+export const DISK_NAME_PATTERN = /^[a-z0-9][a-z0-9._-]{0,62}(:[a-z0-9][a-z0-9._-]{0,62})?$/;
+
+/** The name of a disk that is made with its machine. */
+export function ownDiskName(machine: string, disk: string): string {
+  return `${machine}:${disk}`;
+}

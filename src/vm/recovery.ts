@@ -9,8 +9,9 @@
 
 import { join } from "node:path";
 import { type DataFolder, ignoreMissing } from "./data_folder.ts";
+import { adoptDisks } from "./disks.ts";
 import type { Log } from "./log.ts";
-import type { Store } from "./store.ts";
+import type { DiskRecord, Store } from "./store.ts";
 
 /** What a clean-up found. */
 export interface RecoveryReport {
@@ -22,6 +23,8 @@ export interface RecoveryReport {
   fleecings: string[];
   /** Machines that were being made or deleted. */
   machines: string[];
+  /** Disks that were being made, filled or deleted. */
+  disks: string[];
   /** Uploads that broke off, and images that were being deleted. */
   uploads: string[];
 }
@@ -33,22 +36,42 @@ export async function recover(folder: DataFolder, store: Store): Promise<Recover
     scratchBytes: 0,
     fleecings: [],
     machines: [],
+    disks: [],
     uploads: [],
   };
   await emptyScratch(folder, report);
   for await (const entry of Deno.readDir(folder.socketDirectory)) {
-    if (entry.name.endsWith(".sock")) await Deno.remove(join(folder.socketDirectory, entry.name));
+    if (/\.(sock|qmp)$/.test(entry.name)) {
+      await Deno.remove(join(folder.socketDirectory, entry.name));
+    }
   }
   const all = { after: "", limit: Number.MAX_SAFE_INTEGER };
-  for (const { key } of store.fleecings.list(all)) {
+  for (const { key, vm, scratchDirectory, checkpoint } of store.fleecings.list(all)) {
+    if (scratchDirectory) {
+      await Deno.remove(scratchDirectory, { recursive: true }).catch(ignoreMissing);
+    }
+    // Its reader never said that it has everything: the one before still counts.
+    if (checkpoint) store.checkpoints.remove(`${vm}/${checkpoint}`);
     store.fleecings.remove(key);
     report.fleecings.push(key);
   }
+  adoptDisks(store);
   for (const { name, id, phase } of store.machines.list(all)) {
     if (phase === "ready") continue;
-    await Deno.remove(folder.diskDirectory(id), { recursive: true }).catch(ignoreMissing);
+    for (const disk of store.disks.list(all)) {
+      if (disk.owner === name) await removeDisk(folder, store, disk);
+    }
+    const isShared = store.disks.list(all).some((disk) => disk.folder === id);
+    if (!isShared) {
+      await Deno.remove(folder.diskDirectory(id), { recursive: true }).catch(ignoreMissing);
+    }
     store.machines.remove(name);
     report.machines.push(name);
+  }
+  for (const disk of store.disks.list(all)) {
+    if (disk.phase === "ready") continue;
+    await removeDisk(folder, store, disk);
+    report.disks.push(disk.name);
   }
   await removeHalfMadeImages(folder, report);
   return report;
@@ -56,7 +79,7 @@ export async function recover(folder: DataFolder, store: Store): Promise<Recover
 
 /** Says what was found, one line each; nothing after a clean stop. */
 export function logReport(report: RecoveryReport, log: Log): void {
-  const { scratchFiles, scratchBytes, fleecings, machines, uploads } = report;
+  const { scratchFiles, scratchBytes, fleecings, machines, disks, uploads } = report;
   if (fleecings.length > 0) log.warn("fleecings lost in a crash: {fleecings}", { fleecings });
   if (scratchFiles.length > 0) {
     log.warn("temporary images removed: {scratchFiles}, {scratchBytes} bytes", {
@@ -65,7 +88,20 @@ export function logReport(report: RecoveryReport, log: Log): void {
     });
   }
   if (machines.length > 0) log.warn("half-made machines removed: {machines}", { machines });
+  if (disks.length > 0) log.warn("half-made disks removed: {disks}", { disks });
   if (uploads.length > 0) log.warn("half-made uploads removed: {uploads}", { uploads });
+}
+
+/** Files that belong to the disk, and its folder unless another disk is in it. */
+async function removeDisk(folder: DataFolder, store: Store, disk: DiskRecord): Promise<void> {
+  for (const file of disk.files) await Deno.remove(folder.diskPath(file)).catch(ignoreMissing);
+  const all = { after: "", limit: Number.MAX_SAFE_INTEGER };
+  const others = store.disks.list(all).filter((other) => other.folder === disk.folder);
+  const machines = store.machines.list(all).filter(({ id }) => id === disk.folder);
+  if (others.length + machines.length <= 1) {
+    await Deno.remove(folder.diskDirectory(disk.folder), { recursive: true }).catch(ignoreMissing);
+  }
+  store.disks.remove(disk.name);
 }
 
 async function emptyScratch(folder: DataFolder, report: RecoveryReport): Promise<void> {

@@ -7,8 +7,9 @@
 import { randomBytes } from "node:crypto";
 import { limits } from "../limits.ts";
 import { ServiceError } from "./errors.ts";
-import { Machine, type MachineContext } from "./machine.ts";
-import type { DiskRecord, MachineRecord } from "./store.ts";
+import { Machine, type MachineContext, type MachineDiskOrder } from "./machine.ts";
+import { ownDiskName } from "./names.ts";
+import type { MachineRecord } from "./store.ts";
 
 /** A machine as a client asks for it. */
 export interface MachineOrder {
@@ -20,8 +21,8 @@ export interface MachineOrder {
   memoryBytes: number;
   /** From 1 to limits.hartCount. */
   hartCount: number;
-  /** In the order in which the guest finds them; made empty. */
-  disks: DiskRecord[];
+  /** In the order in which the guest finds them. */
+  disks: MachineDiskOrder[];
   /** Start it at once. If that fails the machine is removed again. */
   start: boolean;
 }
@@ -78,9 +79,10 @@ export class Registry {
     if (this.#machines.size >= limits.vmCount) {
       throw new ServiceError("limitReached", `there are ${limits.vmCount} machines already`);
     }
-    const { start, ...rest } = order;
+    const { start, disks: orders, ...rest } = order;
     const record: MachineRecord = {
       ...rest,
+      disks: orders.map((disk) => this.#recordOf(disk, order.name)),
       id: this.#freeId(),
       createdAt: new Date().toISOString(),
       phase: "creating",
@@ -89,7 +91,7 @@ export class Registry {
     const machine = new Machine(record, this.#context);
     this.#machines.set(record.name, machine);
     try {
-      await machine.create();
+      await machine.create(orders);
       if (start) await machine.request("start");
     } catch (error) {
       if (machine.state !== "deleting") await machine.request("delete");
@@ -126,13 +128,28 @@ export class Registry {
     for (const machine of [...this.#machines.values()].reverse()) await machine.shutDown();
   }
 
+  /** A disk that is there is looked up, so that nothing is made of a machine without its disks. */
+  #recordOf({ name, disk, sizeBytes, isReadOnly }: MachineDiskOrder, vm: string) {
+    if (disk === undefined) return { name, sizeBytes, isReadOnly, disk: ownDiskName(vm, name) };
+    const found = this.#context.disks.find(disk);
+    if (found === undefined || found.owner !== null) {
+      const reason = found === undefined ? "is not there" : `goes with machine ${found.owner}`;
+      throw new ServiceError("badReference", `disk ${disk} ${reason}`);
+    }
+    return { name, sizeBytes: found.sizeBytes, isReadOnly, disk };
+  }
+
   #forget(machine: Machine): void {
     const { name } = machine.record;
     if (this.#machines.get(name) === machine) this.#machines.delete(name);
   }
 
   #freeId(): string {
-    const used = new Set([...this.#machines.values()].map(({ record }) => record.id));
+    const all = { after: "", limit: Number.MAX_SAFE_INTEGER };
+    const used = new Set([
+      ...[...this.#machines.values()].map(({ record }) => record.id),
+      ...this.#context.store.disks.list(all).map(({ folder }) => folder),
+    ]);
     for (;;) {
       const id = randomBytes(ID_BYTES).toString("hex");
       if (!used.has(id)) return id;

@@ -5,9 +5,13 @@
  */
 
 import { DataFolder } from "./data_folder.ts";
-import type { OpenDriver } from "./driver.ts";
+import { Disks } from "./disks.ts";
+import type { OpenDriver, OpenStorage } from "./driver.ts";
+import { EventLog } from "./event_log.ts";
 import { ExportDirectory } from "./export_directory.ts";
 import { type BuiltInImage, Images } from "./images.ts";
+import { JobBook } from "./job_book.ts";
+import { JobStarter } from "./job_starter.ts";
 import type { Log } from "./log.ts";
 import type { Machine } from "./machine.ts";
 import { logReport, recover } from "./recovery.ts";
@@ -22,6 +26,10 @@ export interface ServiceOptions {
   builtInImages: readonly BuiltInImage[];
   /** Makes the workers of a machine, or what a test puts in their place. */
   openDriver: OpenDriver;
+  /** Makes the worker of a disk without a machine, or what a test puts in its place. */
+  openStorage: OpenStorage;
+  /** Folders outside of the data folder that disks and temporary images may be in. */
+  allowedFolders?: readonly string[];
   /** The address that NBD servers bind to. */
   nbdHost: string;
   /** The service's log: machines and the HTTP face get children of it. */
@@ -39,6 +47,9 @@ export class Service implements AsyncDisposable {
     readonly folder: DataFolder,
     readonly images: Images,
     readonly machines: Registry,
+    readonly disks: Disks,
+    readonly jobs: JobStarter,
+    readonly events: EventLog,
     readonly exports: ExportDirectory,
     stack: AsyncDisposableStack,
   ) {
@@ -53,10 +64,17 @@ export class Service implements AsyncDisposable {
     logReport(await recover(folder, store), options.log);
     const images = await Images.open(folder, store, options.builtInImages);
     const directory = new ExportDirectory();
-    const { openDriver, nbdHost, log } = options;
-    const machines = new Registry({ folder, store, images, directory, openDriver, nbdHost, log });
+    const { openDriver, openStorage, nbdHost, log } = options;
+    const allowedFolders = await realFolders(options.allowedFolders ?? []);
+    const events = new EventLog();
+    const book = new JobBook(events, log.getChild("job"));
+    const shared = { folder, store, events, jobs: book, log, allowedFolders };
+    const disks = new Disks({ ...shared, openStorage });
+    stack.defer(() => disks.close());
+    const machines = new Registry({ ...shared, images, disks, directory, openDriver, nbdHost });
     stack.defer(() => machines.close());
-    return new Service(folder, images, machines, directory, stack.move());
+    const jobs = new JobStarter(book, disks);
+    return new Service(folder, images, machines, disks, jobs, events, directory, stack.move());
   }
 
   /** Whether it is going down. */
@@ -80,4 +98,9 @@ export class Service implements AsyncDisposable {
     this.beginStop();
     await this.#stack.disposeAsync();
   }
+}
+
+/** As the operator named them, and where symbolic links lead. */
+async function realFolders(paths: readonly string[]): Promise<string[]> {
+  return [...new Set(await Promise.all(paths.map((path) => Deno.realPath(path))))];
 }

@@ -9,7 +9,15 @@
  */
 
 import { DatabaseSync, type StatementSync } from "node:sqlite";
-import type { Collection, FleecingRecord, ImageRecord, MachineRecord, Store } from "./store.ts";
+import type {
+  CheckpointRecord,
+  Collection,
+  DiskRecord,
+  FleecingRecord,
+  ImageRecord,
+  MachineRecord,
+  Store,
+} from "./store.ts";
 
 /** The version of the table below; a file of a newer one is refused. */
 const SCHEMA_VERSION = 1;
@@ -26,6 +34,10 @@ export class SqliteStore implements Store {
   readonly machines: Collection<MachineRecord>;
   /** Fleecings that stand now. */
   readonly fleecings: Collection<FleecingRecord>;
+  /** Disks, also those in the middle of being made or deleted. */
+  readonly disks: Collection<DiskRecord>;
+  /** Checkpoints, also those whose bitmaps were lost. */
+  readonly checkpoints: Collection<CheckpointRecord>;
   readonly #database: DatabaseSync;
 
   /** Makes the file where it is missing. Throws where a newer version wrote it. */
@@ -59,6 +71,8 @@ export class SqliteStore implements Store {
     this.images = new Records(this.#database, "image");
     this.machines = new Records(this.#database, "machine");
     this.fleecings = new Records(this.#database, "fleecing");
+    this.disks = new Records(this.#database, "disk");
+    this.checkpoints = new Records(this.#database, "checkpoint");
   }
 
   /** Closes the file; the write-ahead log is merged into it. */

@@ -34,11 +34,40 @@ export interface ImageRecord {
   files: Partial<Record<ImagePart, ImageFileRecord>>;
 }
 
-/** A disk of a machine. */
+/** How a disk's content stands in its file. */
+export type DiskFormat = "raw" | "qcow2";
+
+/** A disk, whether a machine uses it or not. `phase` says what a crash interrupted. */
 export interface DiskRecord {
-  /** Unique in its machine; also the name of its file. */
+  /** Unique among disks: chosen, or MACHINE:DISK of one that was made with its machine. */
   name: string;
-  /** What the guest sees, a multiple of 512. */
+  /** The machine that it was made with and goes with; null: none. */
+  owner: string | null;
+  /** Names its folder below `disks`; a machine's disks share the machine's. */
+  folder: string;
+  /** The active file: below `disks`, or absolute in a folder that the operator allowed. */
+  file: string;
+  /** Of the active file. */
+  format: DiskFormat;
+  /** The files below `disks` that go with the disk. */
+  files: string[];
+  /** The content's size, as it was seen last. */
+  sizeBytes: number;
+  /** The disk that it was made upon, which then stays as it is; null: none. */
+  backing: string | null;
+  /** ISO 8601, UTC. */
+  createdAt: string;
+  /** `creating` until its content is there, `deleting` until its files are gone. */
+  phase: "creating" | "ready" | "deleting";
+}
+
+/** A disk in a machine. */
+export interface MachineDisk {
+  /** Unique in its machine. */
+  name: string;
+  /** The name of the disk that it is; absent in records of before there were such. */
+  disk?: string;
+  /** As it was made: DiskRecord knows the size of now. */
   sizeBytes: number;
   /** The guest can't write to it (VIRTIO_BLK_F_RO). */
   isReadOnly: boolean;
@@ -57,7 +86,7 @@ export interface MachineRecord {
   /** From 1 to limits.hartCount. */
   hartCount: number;
   /** In the order in which the guest finds them. */
-  disks: DiskRecord[];
+  disks: MachineDisk[];
   /** ISO 8601, UTC. */
   createdAt: string;
   /** `creating` until its disks are there, `deleting` until they are gone. */
@@ -73,6 +102,24 @@ export interface FleecingRecord {
   /** Unique in its machine. */
   name: string;
   /** The moment of the view: ISO 8601, UTC. */
+  createdAt: string;
+  /** Its temporary images' folder, where that is not the machine's own. */
+  scratchDirectory?: string | null;
+  /** The checkpoint that it began. */
+  checkpoint?: string | null;
+}
+
+/** A checkpoint: a bitmap of one name on some of a machine's disks. */
+export interface CheckpointRecord {
+  /** Machine and checkpoint, joined with `/`. */
+  key: string;
+  /** The machine's name. */
+  vm: string;
+  /** The bitmap's name. */
+  name: string;
+  /** The disks that got one, by their names in the machine. */
+  disks: string[];
+  /** The moment from which on changes are recorded: ISO 8601, UTC. */
   createdAt: string;
 }
 
@@ -98,4 +145,8 @@ export interface Store extends Disposable {
   readonly machines: Collection<MachineRecord>;
   /** Fleecings that stand now. */
   readonly fleecings: Collection<FleecingRecord>;
+  /** Disks, also those in the middle of being made or deleted. */
+  readonly disks: Collection<DiskRecord>;
+  /** Checkpoints, also those whose bitmaps were lost. */
+  readonly checkpoints: Collection<CheckpointRecord>;
 }

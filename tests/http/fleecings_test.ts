@@ -83,7 +83,7 @@ Deno.test("two machines can't have exports of one name", async () => {
   await test.send("POST", "/v1/vms/a/fleecings", { name: "f" });
   const response = await test.send("POST", "/v1/vms/a-b/fleecings", { name: "f" });
   assertEquals(await outcome(response), "409 nameTaken");
-  assertEquals(test.driver().calls, ["start", "fleecingStart", "fleecingStop"]);
+  assertEquals(test.driver().calls, ["start", "fleecingEstimate", "fleecingStart", "fleecingEnd"]);
   assertEquals((await (await test.fetch("/v1/vms/a-b/fleecings")).json()).items, []);
   assertEquals((await (await test.fetch("/v1/exports")).json()).items.length, 1);
 });

@@ -20,8 +20,12 @@ function order(name: string, change: Partial<FleecingRequest> = {}): FleecingReq
     onCbwError: "break-snapshot",
     cbwTimeoutSeconds: 45,
     minClusterSizeBytes: 0,
+    scheme: "new",
     bitmap: null,
+    since: null,
+    checkpoint: null,
     scratchMaxBytes: null,
+    scratchDirectory: null,
     ...change,
   };
 }
@@ -83,7 +87,7 @@ Deno.test("a fleecing shows the past over HTTP's calls, TCP, unix and a port, wh
   assertEquals(disk?.clustersDone, DISK_BYTES / (64 * KiB));
   assert((await scratchFiles(machine)).length === 1);
 
-  await handle.call("fleecingStop", { name: "monday" });
+  await handle.call("fleecingEnd", { name: "monday", result: "failure" });
   assertEquals(await scratchFiles(machine), []);
   const gone = await assertRejects(() => readExport(machine, exportName), BlockError);
   assertEquals(gone.code, "ENOENT");
@@ -134,7 +138,7 @@ Deno.test("a read-only disk can be frozen too", async () => {
   });
   await machine.handle.call("fleecingStart", order("still"));
   assertEquals(onlyByte(await readExport(machine, "test-disk0-still")), 0);
-  await machine.handle.call("fleecingStop", { name: "still" });
+  await machine.handle.call("fleecingEnd", { name: "still", result: "failure" });
   assertMatch(await machine.run("read 0 0 512"), /ok$/);
 });
 
@@ -149,7 +153,7 @@ Deno.test("fleecings stack, each shows its own moment, and close takes all of th
   for (let day = 1; day <= 3; day++) {
     assertEquals(onlyByte(await readExport(machine, `test-disk0-day${day}`)), day);
   }
-  await handle.call("fleecingStop", { name: "day2" });
+  await handle.call("fleecingEnd", { name: "day2", result: "failure" });
   assertEquals(onlyByte(await readExport(machine, "test-disk0-day1")), 1);
   assertEquals(onlyByte(await readExport(machine, "test-disk0-day3")), 3);
   await handle.close();
@@ -179,7 +183,7 @@ Deno.test("a fleecing that ran out of room breaks, says so once, and leaves the 
   assertMatch(machine.broken[0] ?? "", /^small disk0: /);
   const error = await assertRejects(() => readExport(machine, "test-disk0-small"), BlockError);
   assertEquals(error.code, "EACCES");
-  await handle.call("fleecingStop", { name: "small" });
+  await handle.call("fleecingEnd", { name: "small", result: "failure" });
 });
 
 Deno.test("maps of an export: what may be read, what is allocated", async () => {
@@ -189,6 +193,7 @@ Deno.test("maps of an export: what may be read, what is allocated", async () => 
   await handle.call("fleecingStart", order("map"));
   const ask = (context: "access" | "allocation", offset = 0, length = DISK_BYTES) =>
     handle.call("exportExtents", {
+      bitmap: null,
       exportName: "test-disk0-map",
       context,
       offset,
@@ -221,7 +226,10 @@ Deno.test("calls that make no sense get an error each, and disturb nobody", asyn
   assertEquals(await codeOf(handle.call("fleecingStart", unknown)), "ENOENT");
   assertEquals(await codeOf(handle.call("fleecingStart", order("x", { bitmap: "b" }))), "ENOENT");
   assertEquals(await codeOf(handle.call("fleecingInfo", { name: "x" })), "ENOENT");
-  assertEquals(await codeOf(handle.call("fleecingStop", { name: "x" })), "ENOENT");
+  assertEquals(
+    await codeOf(handle.call("fleecingEnd", { name: "x", result: "failure" })),
+    "ENOENT",
+  );
   assertEquals(await codeOf(range(DISK_BYTES, 1)), "EINVAL");
   assertEquals(await codeOf(range(-1, 1)), "EINVAL");
   assertEquals(await codeOf(range(0, 2 * MiB)), "EINVAL");

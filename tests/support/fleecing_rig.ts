@@ -14,7 +14,6 @@ import { BlockBackend } from "../../src/block/backend.ts";
 import { DirtyBitmaps } from "../../src/block/dirty_bitmap.ts";
 import { MemoryNode } from "../../src/block/drivers/memory.ts";
 import { toBlockError } from "../../src/block/errors.ts";
-import type { SnapshotExport } from "../../src/block/exports/snapshot_export.ts";
 import { FaultInjectionNode, type FaultRule } from "../../src/block/filters/fault_injection.ts";
 import { Fleecing, type FleecingOptions } from "../../src/block/fleecing.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
@@ -102,7 +101,7 @@ export type RigFleecingOptions = Partial<Omit<FleecingOptions, "disks">> & {
 /** A fleecing of the rig, with its target. */
 export interface RigFleecing {
   fleecing: Fleecing;
-  export: SnapshotExport;
+  export: Fleecing["exports"][number];
   view: Side;
   target: MemoryNode;
   faults: FaultInjectionNode;
@@ -201,11 +200,11 @@ export class Rig {
 }
 
 /** The view of an export. */
-export function exportSide(view: SnapshotExport): Side {
+export function exportSide(view: Fleecing["exports"][number]): Side {
   return createSide({
     read: (offset, buffer) => view.read(offset, buffer),
-    write: () => view.write(),
-    zero: () => view.writeZeroes(),
+    write: () => view.write(0, new Uint8Array(1), 0),
+    zero: () => view.writeZeroes(0, 1, 0),
     trim: (offset, length) => view.discard(offset, length),
     flush: () => view.flush(),
   });

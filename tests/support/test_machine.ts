@@ -30,6 +30,8 @@ export class TestMachine {
   readonly exits: string[] = [];
   readonly failures: string[] = [];
   readonly broken: string[] = [];
+  readonly jobs: string[] = [];
+  readonly resized: string[] = [];
   console = "";
   #waiters: (() => void)[] = [];
   #handle: MachineHandle | null = null;
@@ -49,7 +51,7 @@ export class TestMachine {
         using file = await Deno.open(path, { write: true, create: true });
         await file.truncate(disk.sizeBytes);
       }
-      disks.push({ name, path, isReadOnly: false, serial: name, ...disk });
+      disks.push({ name, path, format: "raw", isReadOnly: false, serial: name, ...disk });
     }
     const config: MachineConfig = {
       name: "test",
@@ -57,7 +59,10 @@ export class TestMachine {
       hartCount: 1,
       boot: { kernel: GUEST, initrd: null, firmware: null, cmdline: "" },
       disks,
+      writableFolders: [],
+      readableFolders: [],
       scratchDirectory: `${directory}/scratch`,
+      monitorPath: `${directory}/qmp.sock`,
       nbd: { host: "127.0.0.1", port: 0, socketPath: `${directory}/nbd.sock` },
       ...options.config,
     };
@@ -66,6 +71,9 @@ export class TestMachine {
       onExit: (reason, code) => machine.#note(machine.exits, `${reason} ${code}`),
       onFleecingBroken: (fleecing, disk, message) =>
         machine.#note(machine.broken, `${fleecing} ${disk}: ${message}`),
+      onJob: (job) => machine.#note(machine.jobs, `${job.id} ${job.status}`),
+      onDiskResized: (disk, sizeBytes) => machine.#note(machine.resized, `${disk} ${sizeBytes}`),
+      onQuestion: () => Promise.resolve({ state: "running" }),
       onFailed: (message) => machine.#note(machine.failures, message),
     });
     return machine;

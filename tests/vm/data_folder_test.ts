@@ -79,7 +79,7 @@ Deno.test("recover() removes what a crash left half-made and nothing else", asyn
       const record = machine(phase, phase);
       store.machines.put(record.name, record);
       await Deno.mkdir(folder.diskDirectory(record.id));
-      await Deno.writeTextFile(folder.diskPath(record.id, "disk0"), "data");
+      await Deno.writeTextFile(folder.diskPath(`${record.id}/disk0.raw`), "data");
     }
     store.fleecings.put("ready/f1", { key: "ready/f1", vm: "ready", name: "f1", createdAt: "" });
     await Deno.mkdir(folder.scratchDirectory("ready000"));
@@ -100,7 +100,7 @@ Deno.test("recover() removes what a crash left half-made and nothing else", asyn
 
     const names = (path: string) => [...Deno.readDirSync(path)].map(({ name }) => name).sort();
     assertEquals(names(`${path}/disks`), ["ready000"]);
-    assertEquals(await Deno.readTextFile(folder.diskPath("ready000", "disk0")), "data");
+    assertEquals(await Deno.readTextFile(folder.diskPath("ready000/disk0.raw")), "data");
     assertEquals(names(`${path}/scratch`), []);
     assertEquals(names(`${path}/sockets`), []);
     assertEquals(names(`${path}/images`), ["held"]);

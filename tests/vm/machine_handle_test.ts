@@ -159,7 +159,7 @@ Deno.test("MachineHandle.open() refuses what can't be opened, and leaves nothing
   await Deno.writeFile(`${directory}/disk0.img`, new Uint8Array(1024));
   const open = (disks: { sizeBytes: number; path?: string }[]) =>
     TestMachine.open({ directory, disks });
-  const wrong = await assertRejects(() => open([{ sizeBytes: 512 }]), BlockError);
+  const wrong = await assertRejects(() => open([{ sizeBytes: 2048 }]), BlockError);
   assertEquals(wrong.code, "EINVAL");
   const path = `${directory}/nowhere.img`;
   const missing = await assertRejects(() => open([{ sizeBytes: 512, path }]), BlockError);

@@ -22,6 +22,7 @@ type DriverState = "open" | "running" | "paused" | "closed";
 /** A driver that checks how it is used and fails when it is told to. */
 class CheckedDriver implements MachineDriver {
   readonly nbd;
+  readonly opened = { nbd: null, disks: [] };
   readonly fleecings = new Set<string>();
   state: DriverState = "open";
   isDead = false;
@@ -64,9 +65,12 @@ class CheckedDriver implements MachineDriver {
     assert(this.state === "running" || this.state === "paused", `${method} when ${this.state}`);
     const { name } = params as { name: string };
     if (this.shouldFail()) return Promise.reject(new BlockError("EIO", "the fake fails"));
+    if (method === "fleecingEstimate") {
+      return Promise.resolve({ bytes: 0 } as unknown as IoMethods[M]["result"]);
+    }
     if (method === "fleecingStart") this.fleecings.add(name);
     else assert(this.fleecings.has(name));
-    if (method === "fleecingStop") this.fleecings.delete(name);
+    if (method === "fleecingEnd") this.fleecings.delete(name);
     return Promise.resolve({ name, disks: [] } as unknown as IoMethods[M]["result"]);
   }
 
@@ -108,6 +112,7 @@ Deno.test("Machine holds its promises under random requests, events and faults",
       drivers.push(new CheckedDriver(config, events, shouldFail));
       return Promise.resolve(drivers[drivers.length - 1] as CheckedDriver);
     },
+    openStorage: () => Promise.reject(new BlockError("EIO", "no disk is opened without a machine")),
     nbdHost: "127.0.0.1",
     log: getLogger("ovis-test"),
   });
@@ -169,7 +174,13 @@ async function runSteps(
         onCbwError: "break-snapshot",
         cbwTimeoutSeconds: 45,
         minClusterSizeBytes: 65536,
+        scheme: "new",
         bitmap: null,
+        since: null,
+        checkpoint: null,
+        scratchFolder: null,
+        onScratchShort: "warn",
+        expiresInSeconds: null,
         scratchMaxBytes: null,
       }));
     } else if (verb === "unfleece") pending.push(machine.stopFleecing(name));

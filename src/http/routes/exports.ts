@@ -1,12 +1,11 @@
 /** Exports: what readers open. HTTP ranges, maps, NBD in a WebSocket. @module */
 
 import { limits } from "../../limits.ts";
-import type { ExtentInfo } from "../../machine/messages.ts";
-import { ServiceError } from "../../vm/errors.ts";
 import type { ExportInfo } from "../../vm/export_directory.ts";
 import type { Service } from "../../vm/service.ts";
 import type { Authenticator } from "../auth.ts";
 import { checkReadable, streamContent } from "../content.ts";
+import { answerMap } from "../extents.ts";
 import type { Links } from "../links.ts";
 import { readPage } from "../page.ts";
 import { HttpError } from "../problem.ts";
@@ -24,9 +23,6 @@ import {
 import { requireUpgrade, type SocketSet } from "../sockets.ts";
 
 const tag = "Exports";
-const NBD_STATE_HOLE = 1;
-const NBD_STATE_ZERO = 2;
-const ACCESS_FORBIDDEN = 1;
 
 /** Carries an NBD session between a WebSocket and the worker behind a port. */
 export type RelayWebSocket = (socket: WebSocket, port: MessagePort) => Promise<unknown>;
@@ -171,39 +167,19 @@ function addExtentsRoute(router: Router, service: Service): void {
     params: ExportParams,
     query: ExtentsQuery,
     answers: [{ status: 200, description: "Runs", body: ExtentsSchema }],
-    problems: ["exportNotFound", "outOfRange", "ioError"],
+    problems: ["exportNotFound", "outOfRange", "notSupported", "ioError"],
   }, async ({ params, query }) => {
     const { name, sizeBytes } = service.exports.get(params.export);
-    const { offset, context, limit } = query;
-    if (offset >= sizeBytes) {
-      throw new ServiceError("outOfRange", `the export has ${sizeBytes} bytes`);
-    }
-    const length = Math.min(query.length ?? sizeBytes, sizeBytes - offset);
-    const { extents } = await service.machineOfExport(name).call("exportExtents", {
-      exportName: name,
-      context,
-      offset,
-      length,
-      limit: Math.min(limit, limits.extentsPerAnswer),
-    });
-    const last = extents.at(-1);
-    const next = last === undefined ? offset + length : last.offset + last.length;
-    return json({
-      extents: extents.map((extent) => describeExtent(extent, context)),
-      nextOffset: next < offset + length ? next : null,
-    });
+    const machine = service.machineOfExport(name);
+    const context = query.context === "zero" ? "allocation" : query.context;
+    return json(
+      await answerMap(
+        query,
+        sizeBytes,
+        (part) => machine.call("exportExtents", { exportName: name, context, ...part }),
+      ),
+    );
   });
-}
-
-function describeExtent({ offset, length, flags }: ExtentInfo, context: "allocation" | "access") {
-  return context === "allocation"
-    ? {
-      offset,
-      length,
-      hole: (flags & NBD_STATE_HOLE) !== 0,
-      zero: (flags & NBD_STATE_ZERO) !== 0,
-    }
-    : { offset, length, readable: (flags & ACCESS_FORBIDDEN) === 0 };
 }
 
 function addNbdRoutes(router: Router, service: Service, options: ExportRouteOptions): void {

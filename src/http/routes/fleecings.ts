@@ -1,12 +1,15 @@
 /** Fleecings: frozen views of a machine's disks. @module */
 
 import type { z } from "@hono/zod-openapi";
+import { ServiceError } from "../../vm/errors.ts";
 import type { FleecingStatus } from "../../vm/fleecings.ts";
 import type { Machine } from "../../vm/machine.ts";
 import type { Service } from "../../vm/service.ts";
 import type { Links } from "../links.ts";
 import { json, noContent, type Router } from "../router.ts";
 import {
+  CompleteFleecingSchema,
+  DiscardFleecingSchema,
   FleecingParams,
   FleecingSchema,
   NewFleecingSchema,
@@ -22,7 +25,8 @@ const tag = "Fleecings";
 export function addFleecingRoutes(router: Router, service: Service, links: Links): void {
   addStartRoute(router, service, links);
   addReadRoutes(router, service, links);
-  addEndRoute(router, service);
+  addEndRoutes(router, service);
+  addDiscardRoute(router, service);
 }
 
 function addStartRoute(router: Router, service: Service, links: Links): void {
@@ -45,6 +49,8 @@ function addStartRoute(router: Router, service: Service, links: Links): void {
       "nameTaken",
       "limitReached",
       "noSpace",
+      "deviceBusy",
+      "notSupported",
       "stopping",
     ],
   }, async ({ request, params, body }) => {
@@ -102,14 +108,31 @@ function addReadRoutes(router: Router, service: Service, links: Links): void {
   });
 }
 
-function addEndRoute(router: Router, service: Service): void {
+function addEndRoutes(router: Router, service: Service): void {
+  router.add({
+    method: "post",
+    path: "/v1/vms/{vm}/fleecings/{fleecing}/complete",
+    tag,
+    summary: "End a fleecing, saying what its reader made of it",
+    description:
+      "Its readers are cut off and its temporary images removed. A view that broke can " +
+      "only be a failure.",
+    params: FleecingParams,
+    body: CompleteFleecingSchema,
+    answers: [{ status: 204, description: "Gone" }],
+    problems: ["vmNotFound", "fleecingNotFound", "wrongState", "stopping"],
+  }, async ({ params, body }) => {
+    await service.machines.get(params.vm).stopFleecing(params.fleecing, body.result);
+    return noContent();
+  });
+
   router.add({
     method: "delete",
     path: "/v1/vms/{vm}/fleecings/{fleecing}",
     tag,
     summary: "End a fleecing",
-    description:
-      "Its readers are cut off and its temporary images removed: nothing is left behind.",
+    description: "As `complete` with the result `failure`: its readers are cut off and its " +
+      "temporary images removed, nothing is left behind, and nothing will be missed.",
     params: FleecingParams,
     answers: [{ status: 204, description: "Gone" }],
     problems: ["vmNotFound", "fleecingNotFound", "wrongState", "stopping"],
@@ -119,11 +142,46 @@ function addEndRoute(router: Router, service: Service): void {
   });
 }
 
+function addDiscardRoute(router: Router, service: Service): void {
+  router.add({
+    method: "post",
+    path: "/v1/vms/{vm}/fleecings/{fleecing}/discard",
+    tag,
+    summary: "Say that a part was read",
+    description: "It can't be read any more, what was copied of it is dropped, and guest writes " +
+      "there copy nothing any more.",
+    params: FleecingParams,
+    body: DiscardFleecingSchema,
+    answers: [{ status: 204, description: "Dropped" }],
+    problems: [
+      "vmNotFound",
+      "fleecingNotFound",
+      "badReference",
+      "outOfRange",
+      "notSupported",
+      "wrongState",
+    ],
+  }, async ({ params, body }) => {
+    const machine = service.machines.get(params.vm);
+    const { exports } = machine.fleecings.get(params.fleecing);
+    const isOnly = body.disk === undefined && exports.length === 1;
+    const view = isOnly ? exports[0] : exports.find(({ disk }) => disk === body.disk);
+    if (view === undefined) {
+      const names = exports.map(({ disk }) => disk).join(", ");
+      throw new ServiceError("badReference", `say which disk of the fleecing: ${names}`);
+    }
+    const { ranges } = body;
+    await machine.call("exportDiscard", { exportName: view.name, ranges });
+    return noContent();
+  });
+}
+
 function describeFleecing(
   { fleecing, disks }: FleecingStatus,
   { machine, links, request }: { machine: Machine; links: Links; request: Request },
 ): z.input<typeof FleecingSchema> {
   const { name, createdAt, onCbwError, cbwTimeoutSeconds, bitmap, brokenBy } = fleecing;
+  const { scheme, since, checkpoint, expiresAt, estimate } = fleecing;
   const figuresOf = new Map(disks.map((disk) => [disk.disk, disk]));
   return {
     name,
@@ -134,6 +192,19 @@ function describeFleecing(
     onCbwError,
     cbwTimeoutSeconds,
     bitmap,
+    scheme,
+    since,
+    checkpoint,
+    expiresAt,
+    scratch: {
+      maxBytes: fleecing.scratchMaxBytes,
+      usedBytes: disks.reduce((sum, disk) => sum + disk.scratchUsedBytes, 0),
+      estimateBytes: estimate.needBytes,
+      roomBytes: estimate.roomBytes,
+      warning: estimate.needBytes <= estimate.roomBytes
+        ? null
+        : "the guest may overwrite more than there is room for",
+    },
     exports: fleecing.exports.flatMap((info) => {
       const figures = figuresOf.get(info.disk);
       if (figures === undefined) return [];
@@ -141,6 +212,7 @@ function describeFleecing(
       return [{
         ...shown,
         ...links.of(info, { request, nbd: machine.nbd }),
+        incremental: figures.incremental,
         clusterSizeBytes: figures.clusterSizeBytes,
         copiedBytes: figures.copiedBytes,
         clustersDone: figures.clustersDone,

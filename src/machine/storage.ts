@@ -1,0 +1,374 @@
+/**
+ * The block layer of an I/O worker: disks, their graph and bitmaps, fleecings, exports and the NBD
+ * server. A machine's worker puts devices on top (io_machine.ts); a worker for disks without a
+ * machine is this and nothing else.
+ *
+ *   open --> serving --close--> closed
+ *
+ * What changes the graph is carried out one call after the other; readers and the guest are served
+ * all the time.
+ *
+ * @module
+ */
+
+import { BlockLayer } from "../block/block_layer.ts";
+import { BlockError } from "../block/errors.ts";
+import { allocationContext, dirtyBitmapContext } from "../block/exports/meta_contexts.ts";
+import type { BlockExport } from "../block/export.ts";
+import { BlockBackend } from "../block/backend.ts";
+import { IoVector } from "../block/io_vector.ts";
+import { PERM_ALL, PERM_WRITE } from "../block/types.ts";
+import { limits } from "../limits.ts";
+import { NbdServer } from "../nbd/server.ts";
+import { PortStream } from "../nbd/transports/port.ts";
+import { Kernels } from "../wasm/kernels.ts";
+import { MachineExports } from "./exports.ts";
+import type { Answer } from "./io_rpc.ts";
+import type {
+  DiskInfo,
+  FleecingRequest,
+  IoEvent,
+  IoMethods,
+  JobRequest,
+  NbdAddresses,
+  StorageConfig,
+} from "./messages.ts";
+import { StorageDisks } from "./storage_disks.ts";
+import { StorageFleecings } from "./storage_fleecings.ts";
+import { StorageJobs } from "./storage_jobs.ts";
+import { createImageFile } from "./storage_images.ts";
+import { checkPart, checkPiece, readMap } from "./storage_reads.ts";
+import { carryOut } from "./storage_transaction.ts";
+
+/** Names of the meta contexts behind `exportExtents`. */
+const CONTEXTS = { access: "x-ovis:access", allocation: "base:allocation" };
+const DIRTY_PREFIX = "qemu:dirty-bitmap:";
+
+/** How it is opened. */
+export interface StorageOptions {
+  /** Compiled in the control isolate. */
+  kernels: WebAssembly.Module;
+  /** A guest writes to the disks. */
+  hasGuest: boolean;
+  /** Says something to the control isolate. */
+  emit: (event: IoEvent) => void;
+  /** A disk has another size: its device tells the guest. */
+  onResized?: (disk: string) => void;
+  /** At the end: resolves when the guest has nothing in flight any more. */
+  drainGuest?: () => Promise<void>;
+}
+
+/** See the module's head. Made by `open`, which undoes what it did where it fails. */
+export class IoStorage {
+  /** Where its NBD server listens, null: nowhere. */
+  readonly nbd: NbdAddresses | null;
+  /** In the order of the configuration. */
+  readonly disks: StorageDisks;
+  readonly #emit: (event: IoEvent) => void;
+  readonly #onResized: (disk: string) => void;
+  readonly #drainGuest: () => Promise<void>;
+  readonly #block: BlockLayer;
+  readonly #jobs: StorageJobs;
+  readonly #exports = new MachineExports();
+  readonly #server: NbdServer;
+  readonly #fleecings: StorageFleecings;
+  #serial: Promise<unknown> = Promise.resolve();
+
+  private constructor(
+    parts: {
+      block: BlockLayer;
+      disks: StorageDisks;
+      exports: MachineExports;
+      server: NbdServer;
+      nbd: NbdAddresses | null;
+    },
+    config: StorageConfig,
+    options: StorageOptions,
+  ) {
+    const { block, disks, exports, server } = parts;
+    this.nbd = parts.nbd;
+    this.disks = disks;
+    this.#block = block;
+    this.#jobs = new StorageJobs(block, options.emit);
+    this.#exports = exports;
+    this.#server = server;
+    this.#emit = options.emit;
+    this.#onResized = options.onResized ?? (() => {});
+    this.#drainGuest = options.drainGuest ?? (() => Promise.resolve());
+    this.#fleecings = new StorageFleecings({
+      name: config.name,
+      block,
+      disks,
+      exports,
+      scratchDirectory: config.scratchDirectory,
+      emit: options.emit,
+      closeSessions: (exportName) => server.closeExport(exportName),
+    });
+  }
+
+  /** Opens disks and listeners, or nothing: throws a BlockError. */
+  static async open(config: StorageConfig, options: StorageOptions): Promise<IoStorage> {
+    const block = new BlockLayer(new Kernels(options.kernels));
+    const { hasGuest } = options;
+    const disks = await StorageDisks.open(config.disks, { block, hasGuest });
+    const exports = new MachineExports();
+    const server = new NbdServer({ directory: exports });
+    try {
+      const nbd = config.nbd === null ? null : await listen(server, config.nbd);
+      return new IoStorage({ block, disks, exports, server, nbd }, config, options);
+    } catch (error) {
+      await server.close();
+      await disks.close();
+      throw error;
+    }
+  }
+
+  /** All disks, as they stand. */
+  describeDisks(): DiskInfo[] {
+    return this.disks.list.map((disk) => disk.describe(this.#block.bitmaps));
+  }
+
+  /** Freezes disks. */
+  fleecingStart(request: FleecingRequest): Promise<Answer<"fleecingStart">> {
+    return this.#inTurn(async () => ({ result: await this.#fleecings.start(request) }));
+  }
+
+  /** The fleecing's figures. */
+  fleecingInfo({ name }: IoMethods["fleecingInfo"]["params"]): Answer<"fleecingInfo"> {
+    return { result: this.#fleecings.info(name) };
+  }
+
+  /** Ends a fleecing: its readers first. */
+  fleecingEnd(params: IoMethods["fleecingEnd"]["params"]): Promise<Answer<"fleecingEnd">> {
+    return this.#inTurn(async () => {
+      await this.#fleecings.end(params.name, params.result);
+      return { result: {} };
+    });
+  }
+
+  /** What copies of a fleecing may take at most: what is allocated, and dirty where that counts. */
+  fleecingEstimate(
+    { disks, bitmap }: IoMethods["fleecingEstimate"]["params"],
+  ): Answer<"fleecingEstimate"> {
+    let bytes = 0;
+    for (const name of disks) {
+      const { node } = this.disks.get(name);
+      const allocated = Math.min(node.allocatedBytes ?? node.sizeBytes, node.sizeBytes);
+      const found = this.#block.bitmaps.list(node).find((known) => known.name === bitmap);
+      const isUsable = found !== undefined && !found.isInconsistent;
+      bytes += isUsable ? Math.min(allocated, found.info().count) : allocated;
+    }
+    return { result: { bytes } };
+  }
+
+  /** Carries out all actions at one moment, or none. */
+  transact({ actions }: IoMethods["transact"]["params"]): Promise<Answer<"transact">> {
+    return this.#inTurn(async () => {
+      const results = await carryOut(actions, {
+        block: this.#block,
+        disks: this.disks,
+        fleecings: this.#fleecings,
+      });
+      return { result: { results } };
+    });
+  }
+
+  /** A disk with its chain and bitmaps. */
+  diskInfo({ disk }: IoMethods["diskInfo"]["params"]): Answer<"diskInfo"> {
+    return { result: this.disks.get(disk).describe(this.#block.bitmaps) };
+  }
+
+  /** Makes an image. */
+  async diskCreate(image: IoMethods["diskCreate"]["params"]): Promise<Answer<"diskCreate">> {
+    await createImageFile(image);
+    return { result: {} };
+  }
+
+  /** Changes a disk's size. */
+  diskResize({ disk, sizeBytes }: IoMethods["diskResize"]["params"]): Promise<
+    Answer<"diskResize">
+  > {
+    return this.#inTurn(async () => {
+      await this.#block.graph.resize(this.disks.get(disk).node.nodeName, sizeBytes);
+      this.#onResized(disk);
+      this.#emit({ type: "diskResized", disk, sizeBytes });
+      return { result: {} };
+    });
+  }
+
+  /** Reads a disk as it is now. */
+  async diskRead(params: IoMethods["diskRead"]["params"]): Promise<Answer<"diskRead">> {
+    const { backend } = this.disks.get(params.disk);
+    checkPiece(params, backend.sizeBytes);
+    const bytes = new ArrayBuffer(params.length);
+    await backend.read(params.offset, IoVector.of(new Uint8Array(bytes)));
+    return { result: { bytes }, transfer: [bytes] };
+  }
+
+  /** Writes to a disk that no guest has. */
+  async diskWrite(params: IoMethods["diskWrite"]["params"]): Promise<Answer<"diskWrite">> {
+    const { offset, bytes } = params;
+    const { node } = this.disks.get(params.disk);
+    checkPiece({ offset, length: bytes.length }, node.sizeBytes);
+    const { nodeName } = node;
+    const options = { name: "upload", nodeName, perm: PERM_WRITE, shared: PERM_ALL };
+    const writer = new BlockBackend(this.#block.graph, options);
+    try {
+      await writer.write(offset, IoVector.of(bytes));
+    } finally {
+      await writer.release();
+    }
+    return { result: {} };
+  }
+
+  /** Brings what was written to stable storage. */
+  async diskFlush({ disk }: IoMethods["diskFlush"]["params"]): Promise<Answer<"diskFlush">> {
+    await this.disks.get(disk).backend.flush();
+    return { result: {} };
+  }
+
+  /** A part of a disk's map. */
+  async diskExtents(params: IoMethods["diskExtents"]["params"]): Promise<Answer<"diskExtents">> {
+    const { context, bitmap } = params;
+    const { backend, node } = this.disks.get(params.disk);
+    checkPart(params, backend.sizeBytes);
+    if (context === "allocation") {
+      const map = allocationContext((offset, length) => backend.blockStatus(offset, length));
+      return { result: { extents: await readMap(map, params) } };
+    }
+    const [only, ...more] = this.#block.bitmaps.list(node);
+    if (bitmap === null && (only === undefined || more.length > 0)) {
+      throw new BlockError("EINVAL", `name a bitmap: the disk has ${only ? "several" : "none"}`);
+    }
+    const found = bitmap === null ? only : this.#block.bitmaps.get(node, bitmap);
+    if (found === undefined) throw new BlockError("ENOENT", `there is no bitmap ${bitmap}`);
+    found.checkConsistent();
+    return { result: { extents: await readMap(dirtyBitmapContext(found), params) } };
+  }
+
+  /** Starts a job. */
+  jobStart(request: JobRequest): Promise<Answer<"jobStart">> {
+    throw new BlockError("ENOTSUP", `jobs of type ${request.type} are not there`);
+  }
+
+  /** Asks something of a job. */
+  async jobCommand({ id, command }: IoMethods["jobCommand"]["params"]): Promise<
+    Answer<"jobCommand">
+  > {
+    await this.#jobs.command(id, command);
+    return { result: {} };
+  }
+
+  /** Changes a job's limit. */
+  jobSetSpeed({ id, speed }: IoMethods["jobSetSpeed"]["params"]): Answer<"jobSetSpeed"> {
+    this.#jobs.setSpeed(id, speed);
+    return { result: {} };
+  }
+
+  /** All jobs that were not dismissed. */
+  jobList(): Answer<"jobList"> {
+    return { result: { jobs: this.#jobs.list() } };
+  }
+
+  /** What an export is. */
+  exportInfo({ exportName }: IoMethods["exportInfo"]["params"]): Answer<"exportInfo"> {
+    const { sizeBytes, isReadOnly } = this.#exports.get(exportName);
+    return { result: { sizeBytes, isReadOnly } };
+  }
+
+  /** Reads a part of an export. */
+  async exportRead(params: IoMethods["exportRead"]["params"]): Promise<Answer<"exportRead">> {
+    const blockExport = this.#exports.get(params.exportName);
+    checkPiece(params, blockExport.sizeBytes);
+    const bytes = new ArrayBuffer(params.length);
+    await blockExport.read(params.offset, new Uint8Array(bytes));
+    return { result: { bytes }, transfer: [bytes] };
+  }
+
+  /** A part of an export's map. */
+  async exportExtents(
+    params: IoMethods["exportExtents"]["params"],
+  ): Promise<Answer<"exportExtents">> {
+    const blockExport = this.#exports.get(params.exportName);
+    checkPart(params, blockExport.sizeBytes);
+    const map = findContext(blockExport, params);
+    return { result: { extents: await readMap(map, params) } };
+  }
+
+  /** Says that parts of an export were read. */
+  async exportDiscard(
+    { exportName, ranges }: IoMethods["exportDiscard"]["params"],
+  ): Promise<Answer<"exportDiscard">> {
+    const blockExport = this.#exports.get(exportName);
+    if (ranges.length > limits.extentsPerAnswer) {
+      throw new BlockError("EINVAL", `more than ${limits.extentsPerAnswer} ranges at once`);
+    }
+    if (!blockExport.canDiscard) {
+      throw new BlockError("ENOTSUP", `${exportName} can't be discarded`);
+    }
+    for (const range of ranges) checkPart(range, blockExport.sizeBytes);
+    for (const { offset, length } of ranges) await blockExport.discard(offset, length);
+    return { result: {} };
+  }
+
+  /** Serves an NBD client behind a message port. */
+  nbdOpen({ exportName, port }: IoMethods["nbdOpen"]["params"]): Answer<"nbdOpen"> {
+    try {
+      this.#exports.get(exportName);
+    } catch (error) {
+      port.close();
+      throw error;
+    }
+    this.#server.serve(new PortStream(port, exportName), this.#exports.only(exportName));
+    return { result: {} };
+  }
+
+  /** Readers end, fleecings go, what is in flight is waited for, disks are flushed and closed. */
+  close(): Promise<void> {
+    return this.#inTurn(async () => {
+      const failures: unknown[] = [];
+      const attempt = (action: () => unknown) =>
+        Promise.resolve().then(action).catch((error: unknown) => failures.push(error));
+      await attempt(() => this.#server.close());
+      await attempt(() => this.#jobs.close());
+      await attempt(() => this.#fleecings.close());
+      // After the fleecings: a write may wait for a copy that nobody needs any more.
+      await attempt(() => this.#drainGuest());
+      await attempt(() => this.disks.close());
+      await attempt(() => this.#block.close());
+      if (failures.length > 0) throw failures[0];
+    });
+  }
+
+  /** After what was asked before, whether that worked or not. */
+  #inTurn<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#serial.then(action);
+    this.#serial = result.catch(() => {});
+    return result;
+  }
+}
+
+async function listen(server: NbdServer, addresses: NbdAddresses): Promise<NbdAddresses> {
+  const { host, socketPath } = addresses;
+  const { port } = server.listenTcp(addresses);
+  await server.listenUnix(socketPath);
+  return { host, port, socketPath };
+}
+
+function findContext(
+  blockExport: BlockExport,
+  { context, bitmap }: Pick<IoMethods["exportExtents"]["params"], "context" | "bitmap">,
+) {
+  const isWanted = context === "dirty"
+    ? (name: string) =>
+      name.startsWith(DIRTY_PREFIX) &&
+      (bitmap === null || name === DIRTY_PREFIX + bitmap)
+    : (name: string) => name === CONTEXTS[context];
+  const found = blockExport.contexts.filter(({ name }) => isWanted(name));
+  const [map, ...more] = found;
+  if (map === undefined) {
+    throw new BlockError("ENOTSUP", `${blockExport.name} has no map of ${bitmap ?? context}`);
+  }
+  if (more.length > 0) throw new BlockError("EINVAL", "the export shows several bitmaps: name one");
+  return map;
+}
