@@ -28,6 +28,7 @@ import type { BlockNode } from "../node.ts";
 import type { ByteRange, MaybePromise } from "../types.ts";
 import type { L2Context } from "./l2.ts";
 import {
+  AUTOCLEAR_DATA_FILE_RAW,
   COMPAT_LAZY_REFCOUNTS,
   INCOMPAT_CORRUPT,
   INCOMPAT_DATA_FILE,
@@ -57,7 +58,7 @@ export interface Qcow2ImageOptions {
   /** What is read where the image has nothing; none unless given. */
   backing?: () => BlockNode | null;
   /** Clusters that a discard gave up are discarded in the file too. */
-  passesDiscards?: boolean;
+  passesDiscards?: () => boolean;
   /** Bounds of the caches; those of limits.ts unless given. */
   l2CacheBytes?: number | undefined;
   /** See l2CacheBytes. */
@@ -87,22 +88,23 @@ export class Qcow2Image implements L2Context, EntryFormat {
   readonly guestWrites: BusyRanges = new BusyRanges();
   /** See the module's head. */
   readonly hostRequests: BusyRanges = new BusyRanges();
-  readonly isReadOnly: boolean;
+  /** Nothing may be written. */
+  isReadOnly: boolean;
   /** What is read where the image has nothing. */
   readonly backing: () => BlockNode | null;
   /** For lookups that are used before anybody else can make another one. */
   readonly scratchRun: ClusterRun = new ClusterRun();
   /** The compressed cluster that was read last: its offset in the file, its content. */
   lastUnpacked: { offset: number; bytes: Uint8Array } | null = null;
-  readonly #passesDiscards: boolean;
+  readonly #passesDiscards: () => boolean;
   #headerBytes: Uint8Array;
   #frees: PendingFree[] = [];
   #freeCount = 0;
   /** Entries of L2 tables refer to what may not be on stable storage yet. */
   #hasNewReferences = false;
 
-  /** Use `load`. */
-  private constructor(options: Qcow2ImageOptions) {
+  /** `load` follows. */
+  constructor(options: Qcow2ImageOptions) {
     this.header = options.header;
     this.geometry = geometryOf(options.header);
     this.isReadOnly = options.isReadOnly;
@@ -113,16 +115,24 @@ export class Qcow2Image implements L2Context, EntryFormat {
     this.refcounts = new Refcounts(this, options.refcountCacheBytes);
     this.l2 = new L2Tables(this, options.l2CacheBytes);
     this.backing = options.backing ?? (() => null);
-    this.#passesDiscards = options.passesDiscards ?? true;
+    this.#passesDiscards = options.passesDiscards ?? (() => true);
     this.#headerBytes = options.headerBytes;
   }
 
-  /** An image with its tables loaded. */
-  static *load(options: Qcow2ImageOptions): Steps<Qcow2Image> {
-    const image = new Qcow2Image(options);
-    yield* image.refcounts.load();
-    yield* image.l2.load();
-    return image;
+  /** Reads the refcount table and the L1 table. */
+  *load(): Steps<void> {
+    yield* this.refcounts.load();
+    yield* this.l2.load();
+  }
+
+  /** Bytes of the disk: QEMU rounds the header's size down to sectors. */
+  get guestSize(): number {
+    return this.header.sizeBytes - this.header.sizeBytes % 512;
+  }
+
+  /** The data file has to be a raw image of the disk. */
+  get isDataFileRaw(): boolean {
+    return this.hasDataFile && (this.header.autoclearFeatures & AUTOCLEAR_DATA_FILE_RAW) !== 0n;
   }
 
   /** Refcounts may be written late. */
@@ -254,20 +264,22 @@ export class Qcow2Image implements L2Context, EntryFormat {
     this.#freeCount = 0;
     yield* this.barrier();
     for (const { offset, length, isRequested } of frees) {
-      for (;;) {
-        const busy = this.hasDataFile
-          ? undefined
-          : this.hostRequests.overlapping({ offset, length });
-        if (busy === undefined) break;
-        yield this.hostRequests.whenRemoved(busy);
-      }
+      if (!this.hasDataFile) yield* this.#waitForRequests(offset, length);
       for (const freed of yield* this.refcounts.lower(offset, length)) {
         this.l2.forget(freed.offset, freed.length);
         this.lastUnpacked = null;
-        if (isRequested && this.#passesDiscards) {
+        if (isRequested && this.#passesDiscards()) {
           yield* settle(discardIn(this.file, freed));
         }
       }
+    }
+  }
+
+  *#waitForRequests(offset: number, length: number): Steps<void> {
+    for (;;) {
+      const busy = this.hostRequests.overlapping({ offset, length });
+      if (busy === undefined) return;
+      yield this.hostRequests.whenRemoved(busy);
     }
   }
 
