@@ -39,6 +39,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./nbd.ts")).registerNbd,
   },
   {
+    name: "storage-daemon",
+    summary: "block nodes and exports without a machine, as qemu-storage-daemon",
+    load: async () => (await import("./storage_daemon.ts")).registerStorageDaemon,
+  },
+  {
     name: "demo",
     summary: "boot a machine, freeze its disk, overwrite it, read the past",
     load: async () => (await import("./demo.ts")).registerDemo,
@@ -47,6 +52,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     name: "image",
     summary: "fetch, list and delete images that machines boot from",
     load: async () => (await import("./image.ts")).registerImage,
+  },
+  {
+    name: "img",
+    summary: "disk images, as qemu-img handles them",
+    load: async () => (await import("./img.ts")).registerImg,
   },
   {
     name: "riscv-tests",
