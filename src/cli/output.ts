@@ -16,6 +16,16 @@ export function printError(text: string): void {
   writeAll(Deno.stderr, encoder.encode(`${text}\n`));
 }
 
+/** Text on standard output, as it is. */
+export function printText(text: string): void {
+  writeAll(Deno.stdout, encoder.encode(text));
+}
+
+/** Text on standard error, as it is. */
+export function printErrorText(text: string): void {
+  writeAll(Deno.stderr, encoder.encode(text));
+}
+
 /** Bytes on standard output, as they are. */
 export function printBytes(bytes: Uint8Array): void {
   writeAll(Deno.stdout, bytes);

@@ -1,0 +1,98 @@
+/**
+ * The target of `ovis img convert`: made, or there already.
+ *
+ * @module
+ */
+
+import fs from "node:fs";
+import { BlockError } from "../../block/errors.ts";
+import { sectorBytes } from "../../block/image/chain.ts";
+import { createImage } from "../../block/image/create.ts";
+import { createFormatOf, parseCreateOptions } from "../../block/image/create_options.ts";
+import { isFileName } from "../../block/image/names.ts";
+import type { ConvertSettings } from "./convert_arguments.ts";
+import { ImgError } from "./errors.ts";
+import { errorMessage, type Image, type ImgSession } from "./session.ts";
+
+/** The target, open. */
+export interface Target extends Image {
+  /** It reads as zeroes everywhere. */
+  isZero: boolean;
+}
+
+/** What a failed copy leaves behind. */
+export interface MadeTarget {
+  filename: string;
+  /** It was made for this copy. */
+  isMade: boolean;
+  /** And was not there before. */
+  isNew: boolean;
+}
+
+/** Makes the target, unless it is there, and opens it. Tells `made`. */
+export async function openTarget(
+  session: ImgSession,
+  settings: ConvertSettings,
+  sources: readonly Image[],
+  made: MadeTarget,
+): Promise<Target> {
+  if (!settings.isTargetThere) await makeTarget(session, settings, sources, made);
+  const image = await session.open(settings.target, {
+    isImageOpts: settings.isTargetImageOpts,
+    format: settings.isTargetImageOpts ? undefined : settings.targetFormat,
+    isWritable: true,
+    cache: settings.targetCache,
+    discard: "unmap",
+  });
+  const isFile = made.isMade && isFileName(settings.target);
+  return { ...image, isZero: settings.isTargetZero || (isFile && !settings.hasBacking) };
+}
+
+async function makeTarget(
+  session: ImgSession,
+  settings: ConvertSettings,
+  sources: readonly Image[],
+  made: MadeTarget,
+): Promise<void> {
+  const { target, targetOptions } = settings;
+  const format = createFormatOf(settings.targetFormat);
+  try {
+    const options = parseCreateOptions(format, targetOptions);
+    if (settings.isCompressed && format !== "qcow2") {
+      throw new ImgError("Compression not supported for this file format");
+    }
+    if (settings.isCompressed && options.preallocation !== "off") {
+      throw new ImgError("Compression and preallocation not supported at the same time");
+    }
+    const sizeBytes = options.sizeBytes ??
+      sources.reduce((sum, { node }) => sum + sectorBytes(node), 0);
+    made.isNew = await createImage(
+      { filename: target, format, options: { ...options, sizeBytes } },
+      session.context,
+    );
+    made.isMade = true;
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    const [first] = sources;
+    throw new ImgError(
+      `${target}: error while converting ${first?.format ?? ""}: ${errorMessage(error)}`,
+      1,
+      { cause: error },
+    );
+  }
+}
+
+/**
+ * After a copy that failed: takes the target away where it was made for it; else says what it is.
+ */
+export function isTargetMade({ filename, isMade, isNew }: MadeTarget, error: unknown): unknown {
+  if (!isMade || !isFileName(filename)) return error;
+  if (isNew) {
+    fs.rmSync(filename, { force: true });
+    return error;
+  }
+  if (!(error instanceof ImgError)) return error;
+  return new ImgError(`${error.message}\n'${filename}' holds an incomplete copy`, error.exitCode, {
+    cause: error,
+  });
+}
