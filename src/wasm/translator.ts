@@ -32,6 +32,9 @@ const HELPERS = [
   "multiplyHighUnsigned",
   "combineBytes",
   "reverseBytes",
+  "floatOperation",
+  "fusedOperation",
+  "atomicOperation",
 ];
 
 /** By how much the table grows, so that it need not grow for each region. */

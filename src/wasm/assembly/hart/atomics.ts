@@ -9,6 +9,7 @@
 
 import { event, EVENT_EXCEPTION } from "./event";
 import { atomicAddress } from "./mmu";
+import * as op from "./opcodes";
 import {
   getX,
   hart,
@@ -19,6 +20,19 @@ import {
   setX,
 } from "./state";
 
+/** Executes a decoded instruction: `low` is the low half of its slot. */
+export function executeAtomic(opcode: u32, low: u32, funct5: u32): void {
+  const rd = (low >> 3) & 31;
+  const rs1 = (low >> 11) & 31;
+  const rs2 = (low >> 19) & 31;
+  if (opcode === op.OP_LR_W) loadReservedWord(rd, rs1);
+  else if (opcode === op.OP_LR_D) loadReservedDouble(rd, rs1);
+  else if (opcode === op.OP_SC_W) storeConditionalWord(rd, rs1, rs2);
+  else if (opcode === op.OP_SC_D) storeConditionalDouble(rd, rs1, rs2);
+  else if (opcode === op.OP_AMO_W) amoWord(funct5, rd, rs1, rs2);
+  else amoDouble(funct5, rd, rs1, rs2);
+}
+
 const AMO_ADD: u32 = 0;
 const AMO_SWAP: u32 = 1;
 const AMO_XOR: u32 = 4;
@@ -28,7 +42,7 @@ const AMO_MIN: u32 = 16;
 const AMO_MAX: u32 = 20;
 const AMO_MINU: u32 = 24;
 
-export function loadReservedWord(rd: u32, rs1: u32): void {
+function loadReservedWord(rd: u32, rs1: u32): void {
   const address = atomicAddress(getX(rs1), 4, true);
   if (event === EVENT_EXCEPTION) return;
   // Shifts and no cast: the compiler's optimizer folds a sign extension into the atomic load, which
@@ -37,7 +51,7 @@ export function loadReservedWord(rd: u32, rs1: u32): void {
   reserve(rd, address, <u64> value);
 }
 
-export function loadReservedDouble(rd: u32, rs1: u32): void {
+function loadReservedDouble(rd: u32, rs1: u32): void {
   const address = atomicAddress(getX(rs1), 8, true);
   if (event === EVENT_EXCEPTION) return;
   reserve(rd, address, atomic.load<u64>(address));
@@ -57,7 +71,7 @@ function takeReservation(address: u32): bool {
   return isReserved;
 }
 
-export function storeConditionalWord(rd: u32, rs1: u32, rs2: u32): void {
+function storeConditionalWord(rd: u32, rs1: u32, rs2: u32): void {
   const address = atomicAddress(getX(rs1), 4, false);
   if (event === EVENT_EXCEPTION) return;
   let isDone = takeReservation(address);
@@ -68,7 +82,7 @@ export function storeConditionalWord(rd: u32, rs1: u32, rs2: u32): void {
   setX(rd, isDone ? 0 : 1);
 }
 
-export function storeConditionalDouble(rd: u32, rs1: u32, rs2: u32): void {
+function storeConditionalDouble(rd: u32, rs1: u32, rs2: u32): void {
   const address = atomicAddress(getX(rs1), 8, false);
   if (event === EVENT_EXCEPTION) return;
   let isDone = takeReservation(address);
@@ -79,7 +93,7 @@ export function storeConditionalDouble(rd: u32, rs1: u32, rs2: u32): void {
   setX(rd, isDone ? 0 : 1);
 }
 
-export function amoWord(funct5: u32, rd: u32, rs1: u32, rs2: u32): void {
+function amoWord(funct5: u32, rd: u32, rs1: u32, rs2: u32): void {
   const address = atomicAddress(getX(rs1), 4, false);
   if (event === EVENT_EXCEPTION) return;
   const operand = <u32> getX(rs2);
@@ -89,7 +103,7 @@ export function amoWord(funct5: u32, rd: u32, rs1: u32, rs2: u32): void {
   setX(rd, <u64> <i64> <i32> old);
 }
 
-export function amoDouble(funct5: u32, rd: u32, rs1: u32, rs2: u32): void {
+function amoDouble(funct5: u32, rd: u32, rs1: u32, rs2: u32): void {
   const address = atomicAddress(getX(rs1), 8, false);
   if (event === EVENT_EXCEPTION) return;
   const operand = getX(rs2);

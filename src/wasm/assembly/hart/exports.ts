@@ -2,7 +2,10 @@
 export * from "./layout";
 export { bindHart as bind, reset, run, runExactly, setTranslator, wakeSeen } from "./run";
 export {
+  atomicOperation,
   combineBytes,
+  floatOperation,
+  fusedOperation,
   multiplyHigh,
   multiplyHighMixed,
   multiplyHighUnsigned,

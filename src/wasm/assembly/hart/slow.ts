@@ -7,7 +7,7 @@
  * look at them.
  */
 
-import * as atomics from "./atomics";
+import { executeAtomic } from "./atomics";
 import { sbiCall } from "./board/sbi";
 import { currentFetchTlb, decodeAt, decodeAlone, dropStaleCode, findCode } from "./code";
 import { executeCsr } from "./csr";
@@ -240,7 +240,10 @@ function executeSlow(): bool {
     refreshFloat();
     return goOn();
   }
-  if (opcode >= op.OP_LR_W && opcode <= op.OP_AMO_D) return executeAtomic(opcode, low, bits);
+  if (opcode >= op.OP_LR_W && opcode <= op.OP_AMO_D) {
+    executeAtomic(opcode, low, bits);
+    return goOn();
+  }
   return executeRare(opcode, low, bits);
 }
 
@@ -345,19 +348,6 @@ function accessMemoryFloat(opcode: u32, low: u32): bool {
   store<u64>(hart + (low & 0xf8), size === 4 ? FLOAT_BOX | value : value, HART_F);
   markFloatDirty();
   refreshFloat();
-  return goOn();
-}
-
-function executeAtomic(opcode: u32, low: u32, funct5: u32): bool {
-  const rd = (low >> 3) & 31;
-  const rs1 = (low >> 11) & 31;
-  const rs2 = (low >> 19) & 31;
-  if (opcode === op.OP_LR_W) atomics.loadReservedWord(rd, rs1);
-  else if (opcode === op.OP_LR_D) atomics.loadReservedDouble(rd, rs1);
-  else if (opcode === op.OP_SC_W) atomics.storeConditionalWord(rd, rs1, rs2);
-  else if (opcode === op.OP_SC_D) atomics.storeConditionalDouble(rd, rs1, rs2);
-  else if (opcode === op.OP_AMO_W) atomics.amoWord(funct5, rd, rs1, rs2);
-  else atomics.amoDouble(funct5, rd, rs1, rs2);
   return goOn();
 }
 

@@ -25,6 +25,7 @@ import {
   slotDistance,
   targetOf,
 } from "./discover";
+import { emitFloatCheck, isFloat } from "./float";
 import { emitInstruction, emitX, noteUse, setXFromStack } from "./instructions";
 import * as l from "./locals";
 import { ENTRY_BITS } from "./regions";
@@ -224,10 +225,15 @@ export function emitBlock(block: u32): void {
     w.byte(w.I32_SUB);
     w.set(l.LEFT);
   }
+  let isFloatChecked = false;
   for (let i: u32 = 0; i < length; i++) {
     const slot = slotAt(first + i);
     currentDistance = slotDistance(first + i);
     notExecuted = counted - i;
+    if (!isFloatChecked && isFloat(<u32>slot >>> 24)) {
+      emitFloatCheck();
+      isFloatChecked = true;
+    }
     if (i + 1 < length || !emitEnd(block, slot)) emitInstruction(slot, currentDistance);
   }
   if (!endsItself(<u32>last >>> 24)) emitGoto(blockEnd(block));

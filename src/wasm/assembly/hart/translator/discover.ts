@@ -149,14 +149,12 @@ export function targetOf(slot: u64, distance: i32): i32 {
   return isNear ? distance + lengthOf(slot) + (imm >> 2) : distance + imm;
 }
 
-/** Whether the interpreter must execute it. */
+/**
+ * Whether the interpreter must execute it: CSRs, privileged instructions, traps, FENCE.I, loads to
+ * x0.
+ */
 export function isForInterpreter(opcode: u32): bool {
-  return (opcode >= op.OP_FIRST_SLOW && !isTranslatedSlow(opcode)) || opcode < op.OP_FENCE;
-}
-
-/** What the interpreter's loop leaves to slow.ts, and generated code does. */
-function isTranslatedSlow(opcode: u32): bool {
-  return false;
+  return opcode >= op.OP_FIRST_SLOW && (opcode < op.OP_LR_W || opcode > op.OP_FMA);
 }
 
 // ---- finding it ---------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 /** What generated code calls: the host passes these functions on, in the order of module.ts. */
 
+import { executeAtomic } from "../atomics";
 import { clearEvent, event, EVENT_NONE } from "../event";
+import { executeFloat, executeFma } from "../float_ops";
 import { mulh, mulhsu, mulhu, orCombine } from "../integer";
+import { floatState, refreshFloat } from "../interpreter";
 import { currentTlb, readAddress, writeAddress } from "../mmu";
 import { TLB_MASK, TLB_SHIFT, TLB_WRITE } from "../state";
 
@@ -50,4 +53,33 @@ export function combineBytes(a: u64): u64 {
 
 export function reverseBytes(a: u64): u64 {
   return bswap<u64>(a);
+}
+
+/** Executes an instruction of OP-FP; FLOAT_* afterwards, or -1 if the interpreter must raise. */
+export function floatOperation(bits: u32): i32 {
+  executeFloat(bits);
+  return afterFloat();
+}
+
+/** The same for FMADD and its kin. */
+export function fusedOperation(bits: u32): i32 {
+  executeFma(bits);
+  return afterFloat();
+}
+
+function afterFloat(): i32 {
+  if (event !== EVENT_NONE) {
+    clearEvent();
+    return -1;
+  }
+  refreshFloat();
+  return <i32> floatState();
+}
+
+/** Executes LR, SC or an AMO; false if the interpreter must, to raise an exception. */
+export function atomicOperation(low: u32, funct5: u32): bool {
+  executeAtomic(low >>> 24, low, funct5);
+  if (event === EVENT_NONE) return true;
+  clearEvent();
+  return false;
 }

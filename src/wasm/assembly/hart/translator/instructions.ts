@@ -3,11 +3,15 @@
  */
 
 import { HART_FENCE_WORD } from "../state";
+import { HART_X } from "../layout";
 import * as op from "../opcodes";
-import { emitAddress } from "./blocks";
+import { emitStep } from "./blocks";
+import { isForInterpreter } from "./discover";
+import { emitFloat, isFloat, noteFloatUse } from "./float";
 import { emitLoad, emitStore } from "./memory_access";
 import * as l from "./locals";
 import {
+  IMPORT_ATOMIC,
   IMPORT_MULH,
   IMPORT_MULHSU,
   IMPORT_MULHU,
@@ -45,7 +49,11 @@ function isStore(opcode: u32): bool {
 /** Tells locals.ts what an instruction uses. More than it does does no harm. */
 export function noteUse(slot: u64): void {
   const opcode = <u32>slot >>> 24;
-  if (opcode >= op.OP_FIRST_SLOW || opcode === op.OP_NOP || opcode === op.OP_FENCE) return;
+  if (isFloat(opcode)) {
+    noteFloatUse(slot);
+    return;
+  }
+  if (isForInterpreter(opcode) || opcode === op.OP_NOP || opcode === op.OP_FENCE) return;
   if (isLoad(opcode) || isStore(opcode)) l.useBase(fieldRs1(slot), isStore(opcode));
   if (opcode !== op.OP_LI && opcode !== op.OP_AUIPC) l.useX(fieldRs1(slot));
   l.useX(fieldRs2(slot));
@@ -82,6 +90,14 @@ export function emitInstruction(slot: u64, distance: i32): void {
     emitFence();
     return;
   }
+  if (isFloat(opcode)) {
+    emitFloat(slot);
+    return;
+  }
+  if (opcode >= op.OP_LR_W && opcode <= op.OP_AMO_D) {
+    emitAtomic(slot);
+    return;
+  }
   if (isStore(opcode)) {
     emitStore(opcode, fieldRs1(slot), immediate(slot), fieldRs2(slot));
     return;
@@ -94,6 +110,31 @@ export function emitInstruction(slot: u64, distance: i32): void {
   else if (opcode >= op.OP_ADD_UW && opcode <= op.OP_BSETI) emitBits(opcode, slot);
   else emitPlain(opcode, slot);
   setXFromStack(fieldRd(slot));
+}
+
+/** LR, SC and AMOs: the core does them. */
+function emitAtomic(slot: u64): void {
+  const rd = fieldRd(slot);
+  storeX(fieldRs1(slot));
+  storeX(fieldRs2(slot));
+  w.i32Const(<i32>slot);
+  w.i32Const(<i32>(slot >> 32));
+  w.call(IMPORT_ATOMIC);
+  w.byte(w.I32_EQZ);
+  w.ifUnlikely();
+  emitStep();
+  w.end();
+  if (rd === 0) return;
+  w.get(l.HART);
+  w.access(w.I64_LOAD, HART_X + (rd << 3));
+  setXFromStack(rd);
+}
+
+function storeX(register: u32): void {
+  if (register === 0) return;
+  w.get(l.HART);
+  emitX(register);
+  w.access(w.I64_STORE, HART_X + (register << 3));
 }
 
 /** Orders this hart's accesses, as the interpreter does. */

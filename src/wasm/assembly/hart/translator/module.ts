@@ -37,11 +37,16 @@ export const IMPORT_MULHSU: u32 = 3;
 export const IMPORT_MULHU: u32 = 4;
 export const IMPORT_OR_COMBINE: u32 = 5;
 export const IMPORT_REVERSE_BYTES: u32 = 6;
-const IMPORT_COUNT: u32 = 7;
+export const IMPORT_FLOAT: u32 = 7;
+export const IMPORT_FMA: u32 = 8;
+export const IMPORT_ATOMIC: u32 = 9;
+const IMPORT_COUNT: u32 = 10;
 
 const TYPE_PAGE: u32 = 1; // (i64, i32) -> i32
 const TYPE_BINARY: u32 = 2; // (i64, i64) -> i64
 const TYPE_UNARY: u32 = 3; // i64 -> i64
+const TYPE_FLOAT: u32 = 4; // i32 -> i32
+const TYPE_ATOMIC: u32 = 5; // (i32, i32) -> i32
 
 /**
  * Translates a region around `pc`, where code was just executed; whether it can be entered there
@@ -122,11 +127,13 @@ function writeModule(): u32 {
 
 function writeTypes(): void {
   const size = beginSection(TYPES);
-  w.unsigned(4);
+  w.unsigned(6);
   writeType(3, w.I32, w.I32, w.I64, w.I32);
   writeType(2, w.I64, w.I32, 0, w.I32);
   writeType(2, w.I64, w.I64, 0, w.I64);
   writeType(1, w.I64, 0, 0, w.I64);
+  writeType(1, w.I32, 0, 0, w.I32);
+  writeType(2, w.I32, w.I32, 0, w.I32);
   endSection(size);
 }
 
@@ -167,7 +174,9 @@ function writeImports(): void {
 
 function typeOfImport(index: u32): u32 {
   if (index <= IMPORT_WRITE_PAGE) return TYPE_PAGE;
-  return index <= IMPORT_MULHU ? TYPE_BINARY : TYPE_UNARY;
+  if (index <= IMPORT_MULHU) return TYPE_BINARY;
+  if (index <= IMPORT_REVERSE_BYTES) return TYPE_UNARY;
+  return index === IMPORT_ATOMIC ? TYPE_ATOMIC : TYPE_FLOAT;
 }
 
 /** Names of one character each. */
