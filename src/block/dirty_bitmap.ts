@@ -18,8 +18,8 @@
  *   idle --createSuccessor--> busy --abdicate (the old bits are done with)--> idle
  *                              \----reclaim (they are still needed)--------> idle
  *
- * A persistent bitmap is kept with its disk: `load` after the node was opened, `store` when it is
- * closed or becomes read-only (see bitmap_store.ts).
+ * A persistent bitmap is kept with its disk (see bitmap_store.ts): loaded by whoever opens the node,
+ * by `load`; stored when the node is closed or becomes read-only.
  *
  * Names of calls, limits and error texts are QEMU's (block/dirty-bitmap.c,
  * block/monitor/bitmap-qmp-cmds.c).
@@ -33,7 +33,6 @@ import { assert } from "./assert.ts";
 import { Bitmap, isPowerOfTwo } from "./bitmap.ts";
 import type { BitmapStore, BitmapToStore } from "./bitmap_store.ts";
 import { BlockError } from "./errors.ts";
-import { andThen } from "./maybe_promise.ts";
 import type { BlockNode, NodeObserver } from "./node.ts";
 import { runSteps, settle, type Steps } from "./steps.ts";
 import type { MaybePromise } from "./types.ts";
@@ -241,6 +240,8 @@ class NodeBitmaps implements NodeObserver {
   readonly byName = new Map<string, DirtyBitmap>();
   /** All that is stored was loaded, so that what is here may take its place. */
   ownsStore = false;
+  /** What is stored is out of date, and says so: "in use". */
+  isStoreInUse = false;
   readonly #node: BlockNode;
   readonly #forget: () => void;
   /** Allocated before a resize, so that it fails before anything was changed. */
@@ -279,6 +280,14 @@ class NodeBitmaps implements NodeObserver {
     this.#dropResized();
   }
 
+  readOnlyChanges(isReadOnly: boolean): MaybePromise<void> {
+    return runSteps(isReadOnly ? this.store() : this.markInUse());
+  }
+
+  replacing(): void {
+    if (this.byName.size > 0) throw new BlockError("EBUSY", "Device has active dirty bitmaps");
+  }
+
   closed(): MaybePromise<void> {
     return runSteps(this.#close());
   }
@@ -286,10 +295,19 @@ class NodeBitmaps implements NodeObserver {
   /** Brings the persistent ones to their disk, which may be written until then. */
   *store(): Steps<void> {
     const store = this.#node.bitmapStore;
-    if (store === null || !this.ownsStore || this.#node.isReadOnly) return;
-    const bitmaps = this.persistent().filter(({ isReadOnly }) => !isReadOnly);
+    if (store === null || !this.isStoreInUse) return;
+    const bitmaps = this.persistent();
     yield* settle(store.store(bitmaps.map(toStore)));
+    this.isStoreInUse = false;
     for (const bitmap of bitmaps) bitmap.isReadOnly = true;
+  }
+
+  /** The way back: the node is written again. */
+  *markInUse(): Steps<void> {
+    if (!this.ownsStore || this.isStoreInUse) return;
+    yield* settle(this.#node.bitmapStore?.markInUse());
+    this.isStoreInUse = true;
+    for (const bitmap of this.persistent()) bitmap.isReadOnly = false;
   }
 
   /** Those that are kept with their disk. */
@@ -365,7 +383,7 @@ export class DirtyBitmaps {
       if (!bitmaps.ownsStore && node.bitmapStore?.list().length !== 0) {
         throw new BlockError("EBUSY", `The bitmaps of ${node.nodeName} are not loaded`);
       }
-      bitmaps.ownsStore = true;
+      bitmaps.ownsStore = bitmaps.isStoreInUse = true;
     }
     const bits = new Bitmap(this.#kernels, { sizeBytes: node.sizeBytes, granularity });
     const bitmap = new DirtyBitmap(node, name, bits, {
@@ -384,24 +402,6 @@ export class DirtyBitmaps {
     const store = node.bitmapStore;
     if (store === null || store.list().length === 0) return;
     return runSteps(this.#load(node, store));
-  }
-
-  /**
-   * Stores the persistent bitmaps of a node that is about to be read-only, with no request in
-   * flight. It must not be written any more, unless `markInUse` is called before.
-   */
-  store(node: BlockNode): MaybePromise<void> {
-    const bitmaps = this.#nodes.get(node);
-    return bitmaps === undefined ? undefined : runSteps(bitmaps.store());
-  }
-
-  /** The way back from `store`: the node is written again. */
-  markInUse(node: BlockNode): MaybePromise<void> {
-    const bitmaps = this.#nodes.get(node)?.persistent() ?? [];
-    if (bitmaps.length === 0) return;
-    return andThen(node.bitmapStore?.markInUse(), () => {
-      for (const bitmap of bitmaps) bitmap.isReadOnly = false;
-    });
   }
 
   /** Throws where it is busy or read-only. What is stored of it is removed within the promise. */
@@ -479,8 +479,8 @@ export class DirtyBitmaps {
       bitmaps.byName.set(name, new DirtyBitmap(node, name, bits, state));
       if (!isInconsistent) yield* settle(store.readBits(name, bits));
     }
-    if (!node.isReadOnly) yield* settle(store.markInUse());
     bitmaps.ownsStore = true;
+    if (!node.isReadOnly) yield* bitmaps.markInUse();
   }
 
   #of(node: BlockNode): NodeBitmaps {

@@ -81,6 +81,10 @@ export interface NodeObserver {
   resizing(sizeBytes: number): void;
   /** The node has another size now. */
   resized(sizeBytes: number): void;
+  /** The node is about to become read-only, or is writable from now. */
+  readOnlyChanges(isReadOnly: boolean): MaybePromise<void>;
+  /** The content is about to become another one, as a whole. Throws to refuse that. */
+  replacing(): void;
   /** The node is about to be closed: nobody uses it any more, its children still answer. */
   closed(): MaybePromise<void>;
 }
@@ -470,7 +474,9 @@ export abstract class BlockNode {
 
   /** For BlockGraph.setReadOnly. */
   setReadOnly(isReadOnly: boolean): MaybePromise<void> {
-    return this.doSetReadOnly(isReadOnly);
+    const tell = (): MaybePromise<void> => this.#observer?.readOnlyChanges(isReadOnly);
+    const change = (): MaybePromise<void> => this.doSetReadOnly(isReadOnly);
+    return isReadOnly ? andThen(tell(), change) : andThen(change(), tell);
   }
 
   /** The node became part of `graph` under a name, or left it. */

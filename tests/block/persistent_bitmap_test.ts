@@ -273,14 +273,14 @@ Deno.test("bitmaps of a read-only node are shown as they are stored, and can't b
   assertEquals([store.isInUse, store.calls], [false, ["close"]]);
 });
 
-Deno.test("store() before a node becomes read-only, markInUse() when it is written again", async () => {
+Deno.test("bitmaps are stored before a node becomes read-only, and go on when it is writable", async () => {
   const store = new MemoryStore();
   const { bitmaps, node, graph } = await open(store);
   const bitmap = bitmaps.add(node, { name: "b0", persistent: true });
-  await bitmaps.store(node);
+  await graph.setReadOnly("src", true);
   refused(() => bitmaps.clear(node, "b0"), "Bitmap 'b0' is readonly and cannot be modified");
   assertEquals(store.isInUse, false);
-  await bitmaps.markInUse(node);
+  await graph.setReadOnly("src", false);
   assertEquals(store.isInUse, true);
   bitmap.bits.set(0, 1);
   await graph.close();
