@@ -39,7 +39,8 @@ export function describeBlockNode(
     ro: node.isReadOnly,
     drv: node.driver,
     ...(backing === null ? {} : { backing_file: fileNameOf(monitor, backing) }),
-    backing_file_depth: chainDepth(node),
+    // As in QEMU: the chain is only counted where it is shown.
+    backing_file_depth: isFlat ? 0 : chainDepth(node),
     active: true,
     encrypted: false,
     detect_zeroes: node.settings.detectZeroes,
@@ -91,16 +92,26 @@ function imageInfo(
   return {
     filename: fileNameOf(monitor, node),
     format: driver,
-    "virtual-size": node.sizeBytes,
+    // QEMU counts sectors.
+    "virtual-size": Math.ceil(node.sizeBytes / 512) * 512,
     ...(allocatedBytes === null ? {} : { "actual-size": allocatedBytes }),
     ...(driver === "qcow2" && clusterSizeBytes !== null
       ? { "cluster-size": clusterSizeBytes }
       : {}),
+    ...(hasImageInfo(node) ? { "dirty-flag": false } : {}),
+    ...(driver === "file" ? { "format-specific": { type: "file", data: {} } } : {}),
     ...specific,
     ...(backing === null || isFlat
       ? {}
       : { "backing-image": imageInfo(monitor, backing, { isFlat }) }),
   };
+}
+
+/** Whether QEMU's driver says more of its images than their size: filters ask what is below. */
+function hasImageInfo(node: BlockNode): boolean {
+  if (node.driver === "file" || node.driver === "qcow2") return true;
+  const file = node.children.get("file");
+  return file !== undefined && node.driver !== "snapshot-access" && hasImageInfo(file.node);
 }
 
 /** What a node is known by: the name of its file, or its options as JSON. */

@@ -19,6 +19,7 @@ import { blkdebugDriver } from "./blkdebug_driver.ts";
 import { type BlockdevTypes, createBlockdevTypes } from "./blockdev.ts";
 import type { BlockDriver, DriverTable, OpenContext, OpenRequest } from "./context.ts";
 import { realPath } from "./open_image.ts";
+import { qcow2Driver } from "./qcow2_driver.ts";
 import {
   bool,
   type Fields,
@@ -38,6 +39,7 @@ export function createDriverTable(others: readonly BlockDriver[] = []): DriverTa
   const drivers = [
     fileDriver,
     rawDriver,
+    qcow2Driver,
     nullCoDriver,
     throttleDriver,
     copyBeforeWriteDriver,

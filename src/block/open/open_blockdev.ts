@@ -15,7 +15,13 @@ import type { BlockGraph } from "../graph.ts";
 import type { BlockNode } from "../node.ts";
 import type { Blockdev, BlockdevRef } from "./blockdev.ts";
 import type { ChildUse, CommonSettings, HeaderFile, OpenContext } from "./context.ts";
-import { blockdevPath, headerFileBlockdev, pathOf, realPath } from "./open_image.ts";
+import {
+  blockdevPath,
+  headerDataBlockdev,
+  headerFileBlockdev,
+  pathOf,
+  realPath,
+} from "./open_image.ts";
 import { inputError, rootPlace } from "./qapi.ts";
 import type { JsonObject } from "./json.ts";
 
@@ -92,9 +98,10 @@ class Opening {
       children.push(child);
       return child;
     };
-    const openHeaderFile = async (file: HeaderFile, use: ChildUse): Promise<BlockNode> => {
+    const openBackingFile = async (file: HeaderFile): Promise<BlockNode> => {
       const found = await headerFileBlockdev(file, this.#context);
-      return await openChild(found, { ...use, chain: longerChain(position.chain, file, found) });
+      const chain = longerChain(position.chain, file, found);
+      return await openChild(found, { isBacking: true, chain });
     };
     try {
       const node = await driver.open({
@@ -104,8 +111,8 @@ class Opening {
         graph: this.#graph,
         context: this.#context,
         child: (reference, use) => openChild(reference, use),
-        backingFile: (file) => openHeaderFile(file, { isBacking: true }),
-        dataFile: (file) => openHeaderFile(file, {}),
+        backingFile: openBackingFile,
+        dataFile: (file) => openChild(headerDataBlockdev(file, this.#context)),
       });
       await this.#add(node, common);
       for (const child of children) this.#graph.adopt(child);
@@ -147,6 +154,7 @@ class Opening {
         ignoresFlush: common.cacheNoFlush,
       });
       this.#graph.add(node);
+      await this.#context.bitmaps.load(node);
     } catch (error) {
       await node.close();
       throw error;

@@ -190,6 +190,14 @@ export async function headerFileBlockdev(
   return parseBlockdev({ driver, file: input }, context);
 }
 
+/** What to open for a file that holds data of an image and no format of its own. */
+export function headerDataBlockdev(
+  { fileName, image }: HeaderFile,
+  context: OpenContext,
+): Blockdev {
+  return parseBlockdev(fileNameOptions(resolveBeside(fileName, image), context), context);
+}
+
 /** A relative name is meant from the folder of the file that holds the image. */
 export function resolveBeside(fileName: string, image: BlockNode): string {
   if (fileName.startsWith("json:") || /^[A-Za-z][A-Za-z0-9+.-]*:/.test(fileName)) return fileName;

@@ -92,7 +92,9 @@ function addObject(
 }
 
 function groupLimits(options: Record<string, unknown>): Record<string, number> {
-  const found: Record<string, number> = { ...(options.limits as unknown as Record<string, number>) };
+  const found: Record<string, number> = {
+    ...(options.limits as unknown as Record<string, number>),
+  };
   for (const name of THROTTLE_LIMIT_NAMES) {
     const value = options[`x-${name}`];
     if (typeof value === "number") found[name] = value;
