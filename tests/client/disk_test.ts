@@ -136,7 +136,7 @@ Deno.test("CLIENT_MODULES is what the library imports, all fit for browsers", as
     const code = await clientModule(path);
     if (code === undefined) throw new Error(`${path} is not served`);
     assert(!/\bDeno\b|node:|npm:/.test(code.replaceAll(/\/\*[^]*?\*\/|\/\/.*/g, "")), path);
-    for (const [, specifier] of code.matchAll(/(?:from|import) "([^"]+)"/g)) {
+    for (const [, specifier] of code.matchAll(/(?:from |import |import\()"([^"]+)"/g)) {
       waiting.push(new URL(specifier ?? "", `file:///${path}`).pathname.slice(1));
     }
   }

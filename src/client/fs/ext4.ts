@@ -7,17 +7,10 @@
  */
 
 import type { WaitOptions } from "../disk.ts";
-import { type InodeContext, Ext4Inode } from "./ext4_inode.ts";
+import { Ext4Inode, type InodeContext } from "./ext4_inode.ts";
 import { type JournalOverlay, readJournal } from "./jbd2.ts";
 import type { FileSystem } from "./node.ts";
-import {
-  type ByteSource,
-  corrupt,
-  readExactly,
-  textOf,
-  unsupported,
-  viewOf,
-} from "./source.ts";
+import { type ByteSource, corrupt, readExactly, textOf, unsupported, viewOf } from "./source.ts";
 
 const SUPERBLOCK_OFFSET = 1024;
 const SUPERBLOCK_BYTES = 1024;
@@ -200,7 +193,9 @@ class Ext4Reader implements InodeContext {
   #descriptorBlock(index: number, perBlock: number): number {
     const { incompat, firstDataBlock, firstMetaGroup, blocksPerGroup } = this.#superblock;
     const isMeta = (incompat & INCOMPAT_META_BG) !== 0 && index >= firstMetaGroup;
-    if (!isMeta) return firstDataBlock + 1 + index;
+    // Behind the superblock, which in blocks of 1 KiB is block 1 whatever the first data block is.
+    const superblockAt = Math.floor(SUPERBLOCK_OFFSET / this.blockBytes);
+    if (!isMeta || index === 0) return superblockAt + 1 + index;
     const group = index * perBlock;
     return firstDataBlock + group * blocksPerGroup + (this.#hasSuperblock(group) ? 1 : 0);
   }
@@ -217,4 +212,3 @@ class Ext4Reader implements InodeContext {
     });
   }
 }
-

@@ -256,7 +256,9 @@ export class Ext4Inode implements FileNode {
       for (let below = level; below > 0; below--) {
         const next = viewOf(pointers).getUint32(4 * slot, true);
         const span = perBlock ** (below - 1);
-        if (next === 0) return { block: null, count: perBlock * span - (index % (perBlock * span)) };
+        if (next === 0) {
+          return { block: null, count: perBlock * span - (index % (perBlock * span)) };
+        }
         pointers = await this.#context.readBlocks(next, 1, options);
         slot = Math.floor(index / span) % perBlock;
       }

@@ -8,14 +8,7 @@
 import type { WaitOptions } from "../disk.ts";
 import { type Decompress, decompressorOf } from "./decompress.ts";
 import type { FileKind, FileNode, FileSystem } from "./node.ts";
-import {
-  type ByteSource,
-  corrupt,
-  getUint64,
-  readExactly,
-  unsupported,
-  viewOf,
-} from "./source.ts";
+import { type ByteSource, corrupt, getUint64, readExactly, unsupported, viewOf } from "./source.ts";
 
 const MAGIC = 0x73717368;
 const METADATA_BYTES = 8192;
