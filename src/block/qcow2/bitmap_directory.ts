@@ -50,7 +50,10 @@ export interface BitmapExtension {
 
 /** An entry of the directory. */
 export interface DirectoryEntry {
+  /** For people and programs; `nameBytes` as text. */
   name: string;
+  /** As it stands in the image, whatever that is. */
+  nameBytes: Uint8Array;
   tableOffset: number;
   /** Its entries: one for each cluster of bits. */
   tableSize: number;
@@ -116,9 +119,10 @@ export function parseDirectory(
     const end = at + entryBytes(nameBytes + extraBytes);
     if (end > bytes.length) fail("Broken bitmap directory");
     if (extraBytes !== 0) fail("Bitmap extra data is not supported");
-    const name = bytes.subarray(at + ENTRY_BYTES, at + ENTRY_BYTES + nameBytes);
+    const name = bytes.slice(at + ENTRY_BYTES, at + ENTRY_BYTES + nameBytes);
     const entry: DirectoryEntry = {
       name: new TextDecoder().decode(name),
+      nameBytes: name,
       tableOffset: Number(numbers.getBigUint64(at)),
       tableSize: numbers.getUint32(at + 8),
       flags: numbers.getUint32(at + 12),
@@ -158,23 +162,21 @@ function isSane(
 
 /** The directory as it stands in an image. */
 export function encodeDirectory(entries: readonly DirectoryEntry[]): Uint8Array {
-  const names = entries.map(({ name }) => new TextEncoder().encode(name));
   let length = 0;
-  for (const name of names) length += entryBytes(name.length);
+  for (const { nameBytes } of entries) length += entryBytes(nameBytes.length);
   const bytes = new Uint8Array(length);
   const numbers = view(bytes);
   let at = 0;
-  entries.forEach((entry, index) => {
-    const name = names[index] ?? new Uint8Array();
+  for (const entry of entries) {
     numbers.setBigUint64(at, BigInt(entry.tableOffset));
     numbers.setUint32(at + 8, entry.tableSize);
     numbers.setUint32(at + 12, entry.flags);
     numbers.setUint8(at + 16, TYPE_DIRTY_TRACKING);
     numbers.setUint8(at + 17, entry.granularityBits);
-    numbers.setUint16(at + 18, name.length);
-    bytes.set(name, at + ENTRY_BYTES);
-    at += entryBytes(name.length);
-  });
+    numbers.setUint16(at + 18, entry.nameBytes.length);
+    bytes.set(entry.nameBytes, at + ENTRY_BYTES);
+    at += entryBytes(entry.nameBytes.length);
+  }
   return bytes;
 }
 

@@ -4,11 +4,8 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
 import type { Steps } from "../steps.ts";
-
-/** Other work of the isolate gets a turn after so long. */
-const TURN_MS = 8;
+import { Turns } from "./turns.ts";
 
 /** The result of a check, as `qemu-img check` counts. */
 export interface Qcow2CheckResult {
@@ -60,8 +57,8 @@ export class CheckReport {
   /** A table can't be followed: what only it refers to looks unused. */
   isIncomplete = false;
   readonly #listeners: CheckListeners;
+  readonly #turns = new Turns();
   #tables = 0;
-  #turnEnd = performance.now() + TURN_MS;
 
   /** Nothing was found yet. */
   constructor(listeners: CheckListeners) {
@@ -94,9 +91,6 @@ export class CheckReport {
   /** A table was looked at; others get a turn now and then. */
   *pause(): Steps<void> {
     this.#tables++;
-    if (performance.now() < this.#turnEnd) return;
-    this.#listeners.onProgress?.(this.#tables);
-    yield new Promise<void>((resolve) => setImmediate(resolve));
-    this.#turnEnd = performance.now() + TURN_MS;
+    if (yield* this.#turns.next()) this.#listeners.onProgress?.(this.#tables);
   }
 }

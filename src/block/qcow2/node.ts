@@ -13,12 +13,15 @@
  * @module
  */
 
+import type { BitmapStore } from "../bitmap_store.ts";
 import type { BlockEdge } from "../edge.ts";
 import { BlockError } from "../errors.ts";
 import type { IoVector } from "../io_vector.ts";
 import { BlockNode, type DiscardMode } from "../node.ts";
+import { andThen } from "../maybe_promise.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import type { BlockStatus, MaybePromise } from "../types.ts";
+import { Qcow2Bitmaps } from "./bitmaps.ts";
 import { checkQcow2 } from "./check.ts";
 import {
   AUTOCLEAR_MASK,
@@ -37,6 +40,7 @@ import { ImageFile } from "./image_file.ts";
 import type { PreallocationMode } from "./preallocate.ts";
 import { readImage, tryRead } from "./read.ts";
 import { resizeImage } from "./resize.ts";
+import { Qcow2Snapshots } from "./snapshots.ts";
 import { statusOf } from "./status.ts";
 import { tryWrite, writeImage } from "./write.ts";
 import { discardInImage, zeroImage } from "./zero.ts";
@@ -71,6 +75,8 @@ interface OpenImage {
 export class Qcow2Node extends BlockNode {
   readonly #image: Qcow2Image;
   readonly #file: BlockEdge;
+  readonly #bitmaps: Qcow2Bitmaps;
+  readonly #snapshots: Qcow2Snapshots;
 
   private constructor(options: Qcow2NodeOptions, { header, headerBytes }: OpenImage) {
     super({
@@ -95,6 +101,11 @@ export class Qcow2Node extends BlockNode {
       l2CacheBytes: options.l2CacheBytes,
       refcountCacheBytes: options.refcountCacheBytes,
     });
+    this.#bitmaps = new Qcow2Bitmaps(this.#image);
+    this.#snapshots = new Qcow2Snapshots(this.#image, {
+      replacing: () => this.observer?.replacing(),
+      resized: () => this.setSize(this.#image.guestSize),
+    });
   }
 
   /** Opens an image. Throws a BlockError, with QEMU's texts, on what is wrong with it. */
@@ -118,6 +129,8 @@ export class Qcow2Node extends BlockNode {
     }
     const node = new Qcow2Node(options, opened);
     yield* node.#image.load();
+    yield* node.#snapshots.load();
+    yield* node.#bitmaps.load();
     if (!isReadOnly) yield* node.#becomeWritable();
     return node;
   }
@@ -125,6 +138,15 @@ export class Qcow2Node extends BlockNode {
   /** The image's metadata, for what works on it: snapshots, bitmaps, the check. */
   get image(): Qcow2Image {
     return this.#image;
+  }
+
+  /** The image's own snapshots. */
+  get snapshots(): Qcow2Snapshots {
+    return this.#snapshots;
+  }
+
+  override get bitmapStore(): BitmapStore {
+    return this.#bitmaps;
   }
 
   /** The backing file as the image names it, null without one. */
@@ -151,7 +173,8 @@ export class Qcow2Node extends BlockNode {
     return done === false ? runSteps(readImage(this.#image, offset, target)) : done;
   }
 
-  protected override doWrite(offset: number, source: IoVector, _flags: number): MaybePromise<void> {
+  protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
+    if (!this.#bitmaps.isMarked) return this.#marked(() => this.doWrite(offset, source, flags));
     const done = tryWrite(this.#image, offset, source);
     return done === false ? runSteps(writeImage(this.#image, offset, source)) : done;
   }
@@ -161,10 +184,14 @@ export class Qcow2Node extends BlockNode {
     length: number,
     flags: number,
   ): MaybePromise<void> {
+    if (!this.#bitmaps.isMarked) {
+      return this.#marked(() => this.doWriteZeroes(offset, length, flags));
+    }
     return runSteps(zeroImage(this.#image, offset, length, flags));
   }
 
   protected override doDiscard(offset: number, length: number): MaybePromise<void> {
+    if (!this.#bitmaps.isMarked) return this.#marked(() => this.doDiscard(offset, length));
     return runSteps(discardInImage(this.#image, offset, length));
   }
 
@@ -221,7 +248,13 @@ export class Qcow2Node extends BlockNode {
     return details;
   }
 
+  /** The first change since the image was opened, if nobody has loaded its bitmaps to record it. */
+  #marked(change: () => MaybePromise<void>): MaybePromise<void> {
+    return andThen(this.#bitmaps.markInUse(), change);
+  }
+
   *#resize(sizeBytes: number, preallocation: PreallocationMode): Steps<void> {
+    this.#bitmaps.checkResize();
     yield* resizeImage(this.#image, sizeBytes, preallocation);
     this.setSize(sizeBytes);
   }
