@@ -80,3 +80,36 @@ export class RegionCompiler implements TranslatorImports {
     if (this.#table !== null && index < this.#table.length) this.#table.set(index, null);
   };
 }
+
+/** In the order of STAT_* (assembly/hart/translator/statistics.ts). */
+const STATISTICS = [
+  "regions",
+  "bytes",
+  "made",
+  "dropped",
+  "instructionsMade",
+  "compileUs",
+  "retired",
+  "entries",
+  "steps",
+  "jumps",
+  "budgets",
+  "refused",
+  "failed",
+] as const;
+
+/** The name of a figure: see STAT_* for what each says. */
+export type TranslatorStatistic = typeof STATISTICS[number];
+
+/** A figure of a hart's translator, out of the machine's memory. */
+export function readStatistic(
+  view: DataView,
+  layout: { HART_BASE: number; HART_STRIDE: number; HART_STATISTICS: number },
+  which: { hartId: number; name: TranslatorStatistic },
+): bigint {
+  const hart = layout.HART_BASE + which.hartId * layout.HART_STRIDE;
+  return view.getBigUint64(
+    hart + layout.HART_STATISTICS + 8 * STATISTICS.indexOf(which.name),
+    true,
+  );
+}

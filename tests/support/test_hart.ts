@@ -11,6 +11,7 @@ import {
   instantiateHart,
   readHartLayout,
 } from "../../src/wasm/hart.ts";
+import { readStatistic, type TranslatorStatistic } from "../../src/wasm/translator.ts";
 import { csrr, csrw, halt } from "./rv_asm.ts";
 
 const module = await compileHart();
@@ -97,8 +98,17 @@ export class TestHart {
     this.view.setUint16(this.#ram(gpa), value, true);
   }
 
+  write(gpa: bigint, bytes: Uint8Array): void {
+    new Uint8Array(this.view.buffer).set(bytes, this.#ram(gpa));
+  }
+
   read8(gpa: bigint): number {
     return this.view.getUint8(this.#ram(gpa));
+  }
+
+  /** A figure of the translator. */
+  statistic(name: TranslatorStatistic, hartId = 0): bigint {
+    return readStatistic(this.view, layout, { hartId, name });
   }
 
   /** Reads a CSR by an instruction, in M mode, at a place where no test has its program. */
