@@ -130,8 +130,8 @@ function backupStep(layer: BlockLayer, options: BackupOptions): Step {
   let job: Job | null = null;
   return {
     nodes: () => [options.source],
-    apply: () => {
-      job = prepareBackup(layer, options);
+    apply: async () => {
+      job = await prepareBackup(layer, options);
     },
     commit: () => job?.start(),
     undo: () => job?.cancel(),

@@ -27,7 +27,7 @@ import { BlockError } from "../errors.ts";
 import { CopyBeforeWriteNode } from "../filters/copy_before_write.ts";
 import { CopyError } from "../filters/cluster_copier.ts";
 import type { BlockNode } from "../node.ts";
-import { type ByteRange, PERM_ALL, STATUS_ALLOCATED } from "../types.ts";
+import { type ByteRange, type MaybePromise, PERM_ALL, STATUS_ALLOCATED } from "../types.ts";
 import { unfiltered } from "../image/chain.ts";
 import { ChunkRunner } from "./chunks.ts";
 import { putAbove } from "./filters.ts";
@@ -86,11 +86,11 @@ export async function startBackup(layer: BlockLayer, options: BackupOptions): Pr
  * A backup of the source as it is now, to be started or cancelled, within a drained section over
  * the source. Throws a BlockError and changes nothing.
  */
-export function prepareBackup(layer: BlockLayer, options: BackupOptions): Job {
+export async function prepareBackup(layer: BlockLayer, options: BackupOptions): Promise<Job> {
   const bitmap = checkBitmap(layer, options);
   checkNodes(layer, options);
   const driver = new BackupDriver(layer, options, bitmap);
-  return driver.prepareJob();
+  return await driver.prepareJob();
 }
 
 class BackupDriver implements JobDriver {
@@ -127,14 +127,14 @@ class BackupDriver implements JobDriver {
   }
 
   /** Undoes what it did where it throws. */
-  prepareJob(): Job {
+  async prepareJob(): Promise<Job> {
     const { graph, jobs } = this.#layer;
     const { source, target, sync } = this.#options;
-    const undo: (() => void)[] = [() => void this.#filter.close()];
+    const undo: (() => MaybePromise<void>)[] = [() => this.#filter.close()];
     try {
       this.#checkChunks();
       const job = jobs.create(this, this.#options);
-      undo.push(() => jobs.discard(job));
+      undo.push(() => job.discard());
       if (this.#bitmap !== null) {
         this.#bitmap.createSuccessor();
         undo.push(() => this.#bitmap?.reclaim());
@@ -148,7 +148,7 @@ class BackupDriver implements JobDriver {
       this.#job = job;
       return job;
     } catch (error) {
-      for (const action of undo.reverse()) action();
+      for (const action of undo.reverse()) await action();
       throw error;
     }
   }

@@ -15,15 +15,15 @@ import type { ErrorAction } from "./types.ts";
 const RETRY_MS = 100;
 
 /** What is copied, and how. */
-export interface ChunkWork {
+export interface ChunkWork<C extends ByteRange = ByteRange> {
   /** Chunks at a time, at most. */
   workers: number;
   /** The next chunk, null where there is none now. It is being copied when this is called again. */
-  next(): ByteRange | null;
+  next(): C | null;
   /** Copies a chunk. Returns how many bytes count for the speed limit. */
-  copy(chunk: ByteRange): MaybePromise<number>;
-  /** What to do about a failed chunk, which `next` is to give again unless the job fails. */
-  failed(error: BlockError): ErrorAction;
+  copy(chunk: C): MaybePromise<number>;
+  /** What to do about a failed chunk, which `next` is to give again if it is to be copied still. */
+  failed(error: BlockError, chunk: C): ErrorAction;
 }
 
 /** See the module's head. */
@@ -39,7 +39,7 @@ export class ChunkRunner {
   }
 
   /** Copies until there is no chunk left or in flight, or the job is cancelled. Throws if it fails. */
-  async run(job: Job, work: ChunkWork): Promise<void> {
+  async run<C extends ByteRange>(job: Job, work: ChunkWork<C>): Promise<void> {
     try {
       while (await this.step(job, work)) { /* on */ }
     } finally {
@@ -49,7 +49,7 @@ export class ChunkRunner {
   }
 
   /** Starts one chunk, or waits for one. False where nothing is left, or the job is to end. */
-  async step(job: Job, work: ChunkWork): Promise<boolean> {
+  async step<C extends ByteRange>(job: Job, work: ChunkWork<C>): Promise<boolean> {
     await job.pausePoint();
     if (this.#isToWait) {
       this.#isToWait = false;
@@ -73,13 +73,13 @@ export class ChunkRunner {
     while (this.#inFlight.size > 0) await Promise.all(this.#inFlight);
   }
 
-  #start(job: Job, work: ChunkWork, chunk: ByteRange): void {
+  #start<C extends ByteRange>(job: Job, work: ChunkWork<C>, chunk: C): void {
     const ended = job.begin(() => work.copy(chunk)).then((bytes) => {
       this.#movedBytes += bytes;
     }, (error) => {
       if (!(error instanceof BlockError)) throw error;
       if (job.isCancelled || this.#failure !== null) return;
-      const action = work.failed(error);
+      const action = work.failed(error, chunk);
       if (action === "report") this.#failure = error;
       else if (action === "ignore") this.#isToWait = true;
     }).finally(() => this.#inFlight.delete(ended));

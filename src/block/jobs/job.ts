@@ -251,6 +251,7 @@ export class Job {
     if (this.#isUserPaused) throw new BlockError("EINVAL", "Job is already paused");
     this.#isUserPaused = true;
     this.#pauseCount++;
+    this.wake();
   }
 
   /** Lets it go on, unless it stands still for another reason. */
@@ -476,8 +477,9 @@ export class Job {
     this.#concluded.resolve();
   }
 
-  /** What should follow its creation failed. For Jobs. */
-  discard(): void {
+  /** What should have followed its creation failed: it is not to be. */
+  async discard(): Promise<void> {
+    await this.releaseNodes();
     this.#transaction.leave(this);
     this.#dismiss();
   }

@@ -15,6 +15,8 @@ import type { Job } from "./job.ts";
 export class JobTransaction {
   #jobs: Job[] = [];
   #isAborting = false;
+  /** Jobs do the last that may fail: one that is cancelled meanwhile is seen when that is done. */
+  #isPreparing = false;
   /** All are prepared: nothing can go wrong any more. */
   #isConcluding = false;
   #ending: Promise<void> | null = null;
@@ -44,7 +46,7 @@ export class JobTransaction {
 
   /** A job failed, or was cancelled: so do all. */
   async abort(failed: Job): Promise<void> {
-    if (this.#isConcluding) return await this.#ending ?? undefined;
+    if (this.#isPreparing || this.#isConcluding) return await this.#ending ?? undefined;
     if (this.#isAborting) return;
     this.#isAborting = true;
     for (const job of this.#jobs) if (job !== failed) job.requestCancel(true);
@@ -55,11 +57,15 @@ export class JobTransaction {
   }
 
   async #finalize(): Promise<void> {
+    this.#isPreparing = true;
+    let failed: Job | undefined;
     for (const job of this.#jobs) {
-      await job.prepareEnd();
-      if (this.#isAborting) return; // one was cancelled meanwhile
-      if (job.hasFailed) return await this.abort(job);
+      failed ??= this.#jobs.find(({ hasFailed }) => hasFailed);
+      if (failed === undefined) await job.prepareEnd();
     }
+    this.#isPreparing = false;
+    failed ??= this.#jobs.find(({ hasFailed }) => hasFailed);
+    if (failed !== undefined) return await this.abort(failed);
     this.#isConcluding = true;
     for (const job of [...this.#jobs]) await this.#conclude(job);
   }

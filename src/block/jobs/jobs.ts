@@ -18,6 +18,12 @@ export type JobListener = (event: JobEvent) => void;
 export class Jobs {
   /** Where their nodes are. */
   readonly graph: BlockGraph;
+  /**
+   * Asked, with no request in flight, before a node takes another's place for good (the end of a
+   * mirror or of an active commit, an external snapshot): who keeps on record which file a disk is
+   * in does so now, or throws to refuse it.
+   */
+  beforeReplace: (from: BlockNode, to: BlockNode) => Promise<void> = () => Promise.resolve();
   /** For speed limits. */
   readonly clock: Clock;
   readonly #jobs = new Map<string, Job>();
@@ -105,11 +111,6 @@ export class Jobs {
     rest.splice(rest.indexOf(job), 1);
     if (rest.length > 0) this.#blocked.set(node, rest);
     else this.#blocked.delete(node);
-  }
-
-  /** The job, which has not started, is not to be after all. */
-  discard(job: Job): void {
-    job.discard();
   }
 
   /** The job was dismissed. */
