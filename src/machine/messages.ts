@@ -11,6 +11,7 @@
  * @module
  */
 
+import type { Accelerator } from "../wasm/translator.ts";
 import type { BlockErrorCode } from "../block/errors.ts";
 import type { DirtyBitmapInfo } from "../block/dirty_bitmap.ts";
 import type { FleecingDiskInfo } from "../block/fleecing.ts";
@@ -74,6 +75,8 @@ export interface MachineConfig extends StorageConfig {
   memoryBytes: number;
   /** From 1 to limits.hartCount. */
   hartCount: number;
+  /** How the harts execute; left out: the interpreter. */
+  accel?: Accelerator;
   /** What it starts from, at every start and reset. */
   boot: BootConfig;
   /** A machine has one. */
@@ -507,7 +510,7 @@ export type { NbdPortMessage } from "../nbd/transports/port.ts";
 
 /** To a hart worker. The first message is `init`. */
 export type HartRequest =
-  | ({ type: "init"; hartId: number } & WorkerInit)
+  | ({ type: "init"; hartId: number; accel: Accelerator } & WorkerInit)
   /** Runs until STOP_WORD is set or the machine exits, then answers `parked`. */
   | { type: "run" };
 

@@ -272,7 +272,7 @@ export class MachineHandle implements MachineDriver {
       this.#onIdle(hart);
       this.#io.fail(`the worker of hart ${hartId} died: ${event.message}`);
     };
-    postTo(worker, { type: "init", hartId, ...init });
+    postTo(worker, { type: "init", hartId, accel: this.#config.accel ?? "interpreter", ...init });
     return this.#idle(hart);
   }
 
