@@ -10,8 +10,18 @@ import { openWebSocket } from "./web_socket_stream.ts";
 
 /** How to get in, and what to open. */
 export interface ConnectOptions {
-  /** A single-use ticket for this export. */
-  ticket?: string;
+  /**
+   * A single-use ticket for this export, or where to get one: a function makes it possible to
+   * connect again.
+   */
+  ticket?: string | (() => Promise<string>);
+  /**
+   * How often to try again, in a row, when the connection breaks; 8 unless told otherwise, 0: never.
+   * Needs no ticket or a function for tickets.
+   */
+  reconnectAttempts?: number;
+  /** Called before each attempt to connect again; the first is number 1. */
+  onReconnect?: (attempt: number, reason: unknown) => void;
   /** The export's name; the one that the URL names unless told otherwise. */
   exportName?: string;
   /** Bytes asked for and not yet here, at most; 4 MiB unless told otherwise. */
@@ -74,15 +84,35 @@ const REQUESTS_MAX = 32;
 const CHUNK_BYTES = MiB;
 /** The map is asked for so much of the disk at a time. */
 const MAP_BYTES = 1024 * MiB;
+const RECONNECT_ATTEMPTS = 8;
+const RECONNECT_DELAY_MS = 100;
+const RECONNECT_DELAY_MAX_MS = 5_000;
 const CONTEXTS = [NBD_CONTEXT_BASE_ALLOCATION, "x-ovis:access"];
 
 /** Connects to an export's WebSocket (`ws://HOST/v1/exports/NAME/nbd`). */
 export async function connect(url: string, options: ConnectOptions = {}): Promise<RemoteDisk> {
-  const { ticket, exportName = "", outstandingBytesMax = OUTSTANDING_BYTES, signal } = options;
+  const { ticket, outstandingBytesMax = OUTSTANDING_BYTES, signal } = options;
+  const first = await open(url, options, signal);
+  const canReconnect = typeof ticket !== "string";
+  return new RemoteDisk(first, {
+    outstandingBytesMax,
+    ...(canReconnect ? { reopen: () => open(url, options) } : {}),
+    attempts: options.reconnectAttempts ?? RECONNECT_ATTEMPTS,
+    onReconnect: options.onReconnect ?? (() => {}),
+  });
+}
+
+async function open(
+  url: string,
+  options: ConnectOptions,
+  signal?: AbortSignal,
+): Promise<NbdClient> {
+  const { exportName = "", outstandingBytesMax = OUTSTANDING_BYTES } = options;
+  const ticket = typeof options.ticket === "function" ? await options.ticket() : options.ticket;
   const protocols = ["nbd"];
   if (ticket !== undefined) protocols.push(`base64url.bearer.authorization.${ticket}`);
   const stream = await openWebSocket(url, protocols, signal);
-  const client = await NbdClient.connect(stream, {
+  return await NbdClient.connect(stream, {
     exportName,
     contexts: CONTEXTS,
     requestsMax: REQUESTS_MAX,
@@ -90,23 +120,44 @@ export async function connect(url: string, options: ConnectOptions = {}): Promis
     outstandingBytesMax,
     ...(signal === undefined ? {} : { signal }),
   });
-  return new RemoteDisk(client, outstandingBytesMax);
 }
 
-/** An open export. Reading only; errors are NbdErrors with the server's reason. */
+/** How a disk keeps its connection. */
+export interface RemoteDiskOptions {
+  /** Bytes asked for and not yet here, at most. */
+  outstandingBytesMax?: number;
+  /** Connects again; without it a connection that broke stays so. */
+  reopen?: () => Promise<NbdClient>;
+  /** How often in a row. */
+  attempts?: number;
+  /** Called before each attempt. */
+  onReconnect?: (attempt: number, reason: unknown) => void;
+}
+
+/**
+ * An open export. Reading only; errors are NbdErrors with the server's reason.
+ *
+ *   connected --broke--> connecting again --> connected
+ *                             \--no attempt left--> broken, with the reason
+ *
+ * What was asked for and not answered when the connection broke is asked for again: reading can be
+ * repeated, and what is read does not change.
+ */
 export class RemoteDisk {
-  readonly #client: NbdClient;
+  /** Bytes of the disk. */
+  readonly sizeBytes: number;
   readonly #outstandingBytesMax: number;
+  readonly #options: RemoteDiskOptions;
+  #client: NbdClient;
+  #reconnecting: Promise<void> | null = null;
+  #isClosed = false;
 
   /** Over a client that is connected. */
-  constructor(client: NbdClient, outstandingBytesMax = OUTSTANDING_BYTES) {
+  constructor(client: NbdClient, options: RemoteDiskOptions = {}) {
+    this.sizeBytes = client.sizeBytes;
     this.#client = client;
-    this.#outstandingBytesMax = outstandingBytesMax;
-  }
-
-  /** Bytes of the disk. */
-  get sizeBytes(): number {
-    return this.#client.sizeBytes;
+    this.#options = options;
+    this.#outstandingBytesMax = options.outstandingBytesMax ?? OUTSTANDING_BYTES;
   }
 
   /** Names of the maps that the server has of this disk, of those that this library knows. */
@@ -120,7 +171,7 @@ export class RemoteDisk {
     length: number,
     options: WaitOptions = {},
   ): Promise<Uint8Array<ArrayBuffer>> {
-    return this.#client.read(offset, length, options);
+    return this.#request((client) => client.read(offset, length, options), options);
   }
 
   /** The runs of `[offset, offset + length)` in one context, in order and without gaps. */
@@ -134,7 +185,9 @@ export class RemoteDisk {
     let at = offset;
     while (at < end) {
       const asked = Math.min(end - at, MAP_BYTES);
-      const runs = (await this.#client.blockStatus(at, asked, wait)).get(context);
+      const runs = (await this.#request((client) => client.blockStatus(at, asked, wait), wait)).get(
+        context,
+      );
       if (runs === undefined) throw new Error(`this export has no map ${context}`);
       for (const run of runs) {
         const clipped = Math.min(run.length, end - at);
@@ -162,9 +215,7 @@ export class RemoteDisk {
           break;
         }
         const { isZero, ...range } = next.value;
-        const bytes = isZero
-          ? Promise.resolve(null)
-          : this.#client.read(range.offset, range.length, wait);
+        const bytes = isZero ? Promise.resolve(null) : this.read(range.offset, range.length, wait);
         // Its turn comes later; until then nobody awaits it.
         bytes.catch(() => {});
         ahead.push({ chunk: { ...range, bytes: null }, bytes });
@@ -197,7 +248,50 @@ export class RemoteDisk {
 
   /** Waits for what is under way and closes the connection. */
   close(): Promise<void> {
+    this.#isClosed = true;
     return this.#client.close();
+  }
+
+  /** Asks, and asks again over the next connection where this one breaks first. */
+  async #request<T>(
+    ask: (client: NbdClient) => Promise<T>,
+    { signal }: WaitOptions,
+  ): Promise<T> {
+    for (;;) {
+      const client = this.#client;
+      try {
+        return await ask(client);
+      } catch (error) {
+        if (client.failure === null || this.#isClosed || signal?.aborted) throw error;
+        // Another request may have connected again already.
+        if (client !== this.#client) continue;
+        this.#reconnecting ??= this.#reconnect(error).finally(() => this.#reconnecting = null);
+        await this.#reconnecting;
+      }
+    }
+  }
+
+  async #reconnect(reason: unknown): Promise<void> {
+    const { reopen, attempts = 0, onReconnect } = this.#options;
+    let last = reason;
+    for (let attempt = 1; reopen !== undefined && attempt <= attempts; attempt++) {
+      onReconnect?.(attempt, last);
+      try {
+        const client = await reopen();
+        if (client.sizeBytes === this.sizeBytes && !this.#isClosed) {
+          this.#client = client;
+          return;
+        }
+        await client.close();
+        throw new Error("the export is another one now");
+      } catch (error) {
+        last = error;
+      }
+      if (this.#isClosed || attempt === attempts) break;
+      const delayMs = Math.min(RECONNECT_DELAY_MAX_MS, RECONNECT_DELAY_MS * 2 ** (attempt - 1));
+      await new Promise((resolve) => setTimeout(resolve, delayMs));
+    }
+    throw last;
   }
 
   async *#pieces(

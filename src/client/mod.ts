@@ -22,6 +22,7 @@ export {
   type DiskChunk,
   type DiskExtent,
   RemoteDisk,
+  type RemoteDiskOptions,
   type StreamOptions,
   type StreamProgress,
   type WaitOptions,

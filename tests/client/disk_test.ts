@@ -127,6 +127,42 @@ Deno.test("RemoteDisk.stream() fails with the server's reason, or its signal's",
   await disk.close();
 });
 
+Deno.test("a disk whose connection breaks connects again, with another ticket, and goes on", async () => {
+  const exported = sparse();
+  await using server = serveOverWebSocket(directoryOf(exported));
+  let tickets = 0;
+  const attempts: number[] = [];
+  const disk = await connect(server.url, {
+    ticket: () => Promise.resolve(`ticket-${++tickets}`),
+    onReconnect: (attempt) => attempts.push(attempt),
+  });
+  let offset = 0;
+  for await (const chunk of disk.chunks()) {
+    assertEquals(chunk.offset, offset);
+    offset += chunk.length;
+    const bytes = chunk.bytes ?? new Uint8Array(chunk.length);
+    assertEquals(bytes, exported.bytes.subarray(chunk.offset, offset));
+    if (chunk.offset === MiB || chunk.offset === 6 * MiB) server.cut();
+  }
+  assertEquals(offset, 8 * MiB);
+  server.cut();
+  const [a, b] = await Promise.all([disk.read(0, 4), disk.read(MiB, 4)]);
+  assertEquals([a, b], [exported.bytes.slice(0, 4), exported.bytes.slice(MiB, MiB + 4)]);
+  assert(attempts.length >= 1 && attempts.every((attempt) => attempt === 1), `${attempts}`);
+  assertEquals(server.offers.length, attempts.length + 1);
+  await disk.close();
+});
+
+Deno.test("a disk that can't connect again says why the connection broke", async () => {
+  const server = serveOverWebSocket(directoryOf(sparse()));
+  const once = await connect(server.url, { ticket: "only-one" });
+  const twice = await connect(server.url, { reconnectAttempts: 2 });
+  await server[Symbol.asyncDispose]();
+  await assertRejects(() => once.read(0, 1), NbdError);
+  await assertRejects(() => twice.read(0, 1), Error, "refused");
+  await Promise.all([once.close(), twice.close()]);
+});
+
 Deno.test("CLIENT_MODULES is what the library imports, all fit for browsers", async () => {
   const seen = new Set<string>();
   const waiting = [CLIENT_ENTRY];
@@ -135,7 +171,7 @@ Deno.test("CLIENT_MODULES is what the library imports, all fit for browsers", as
     seen.add(path);
     const code = await clientModule(path);
     if (code === undefined) throw new Error(`${path} is not served`);
-    assert(!/\bDeno\b|node:|npm:/.test(code.replaceAll(/\/\*[^]*?\*\/|\/\/.*/g, "")), path);
+    assert(!/\bDeno\b|"(?:node|npm):/.test(code.replaceAll(/\/\*[^]*?\*\/|\/\/.*/g, "")), path);
     for (const [, specifier] of code.matchAll(/(?:from |import |import\()"([^"]+)"/g)) {
       waiting.push(new URL(specifier ?? "", `file:///${path}`).pathname.slice(1));
     }

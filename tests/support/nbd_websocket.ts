@@ -15,12 +15,15 @@ export interface WebSocketServer extends AsyncDisposable {
   page: string;
   /** Subprotocols that clients offered, one entry for each. */
   offers: string[];
+  /** Breaks all connections that there are. */
+  cut(): void;
 }
 
 /** Serves exports on a free port of 127.0.0.1. */
 export function serveOverWebSocket(directory: ExportDirectory): WebSocketServer {
   const server = new NbdServer({ directory });
   const offers: string[] = [];
+  const sockets = new Set<WebSocket>();
   const http = Deno.serve(
     { port: 0, hostname: "127.0.0.1", onListen: () => {} },
     async (incoming) => {
@@ -28,6 +31,7 @@ export function serveOverWebSocket(directory: ExportDirectory): WebSocketServer 
       if (pathname === "/nbd") {
         offers.push(incoming.headers.get("sec-websocket-protocol") ?? "");
         const { socket, response } = Deno.upgradeWebSocket(incoming, { protocol: NBD_SUBPROTOCOL });
+        sockets.add(socket);
         const { port1, port2 } = new MessageChannel();
         relayWebSocket(socket, port1);
         server.serve(new PortStream(port2, "browser"));
@@ -47,6 +51,10 @@ export function serveOverWebSocket(directory: ExportDirectory): WebSocketServer 
     url: `ws://${origin}/nbd`,
     page: `http://${origin}/`,
     offers,
+    cut: () => {
+      for (const socket of sockets) socket.close(4000, "cut");
+      sockets.clear();
+    },
     [Symbol.asyncDispose]: async () => {
       await server.close();
       await http.shutdown();
