@@ -98,7 +98,9 @@ function* startPiece(
   tasks: Tasks,
 ): Steps<number> {
   yield* image.lock.acquire();
-  let plan: WritePlan;
+  let plan: WritePlan | null = null;
+  let length = 0;
+  let request: MaybePromise<void> = undefined;
   try {
     yield* waitForGuestWrites(image, offset, lengthMax);
     const slice = yield* image.l2.sliceForWrite(offset);
@@ -106,19 +108,18 @@ function* startPiece(
     findRun(image, slice, offset, lengthMax, run);
     if (!isSound(image, run, offset)) yield* checkRun(image, run, offset, slice);
     if (run.kind === CLUSTER.normal && run.isCopied) {
-      const { length, hostOffset } = run;
-      const part = take(length);
-      const request = writeInPlace(image, hostOffset, part);
-      if (request === false) yield* writeGrowing(image, hostOffset, part);
-      else yield* tasks.add(request);
-      return length;
-    }
-    plan = yield* planWrite(image, slice, offset, lengthMax);
+      length = run.length;
+      request = yield* startInPlace(image, run.hostOffset, take(length));
+    } else plan = yield* planWrite(image, slice, offset, lengthMax);
   } finally {
     image.lock.release();
   }
-  yield* tasks.add(runSteps(carryOut(image, plan, take(plan.length))));
-  return plan.length;
+  if (plan !== null) {
+    length = plan.length;
+    request = runSteps(carryOut(image, plan, take(length)));
+  }
+  yield* tasks.add(request);
+  return length;
 }
 
 /** Under the lock, which is given back meanwhile: nobody is about to change the range then. */
@@ -153,10 +154,15 @@ function writeInPlace(
 }
 
 /** The same under the lock: the last cluster of a file need not be there as a whole. */
-function* writeGrowing(image: Qcow2Image, hostOffset: number, source: IoVector): Steps<void> {
+function* startInPlace(
+  image: Qcow2Image,
+  hostOffset: number,
+  source: IoVector,
+): Steps<MaybePromise<void>> {
   if (!image.hasDataFile) yield* image.checkOverlap(hostOffset, source.length);
   yield* image.dataFile.ensure(hostOffset + source.length);
-  yield* settle(image.dataFile.node.write(hostOffset, source));
+  const request = image.dataFile.node.write(hostOffset, source);
+  if (request instanceof Promise) return image.track(hostOffset, source.length, request);
 }
 
 /** How clusters get where a write puts them. */

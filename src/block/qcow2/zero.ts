@@ -52,15 +52,39 @@ export function* zeroImage(
   if (image.isCommitDue) yield* image.lock.hold(() => image.commit());
 }
 
-/** A range within one subcluster. */
+/** A range within one subcluster. Nobody may write to the rest while that is looked at. */
 function* zeroPart(image: Qcow2Image, offset: number, end: number, flags: number): Steps<void> {
   const { subclusterSize } = image.geometry;
   const first = offset - offset % subclusterSize;
   const last = Math.min(first + subclusterSize, image.guestSize);
-  const isRestZero = (yield* readsAsZeroes(image, first, offset - first)) &&
-    (yield* readsAsZeroes(image, end, last - end));
-  if (isRestZero) yield* zeroWhole(image, first, last, flags);
-  else yield* writeZeroes(image, offset, end, flags);
+  const isZeroed = yield* holdRange(image, offset, end, function* () {
+    const isRestZero = (yield* readsAsZeroes(image, first, offset - first)) &&
+      (yield* readsAsZeroes(image, end, last - end));
+    if (isRestZero) yield* zeroWhole(image, first, last, flags, true);
+    return isRestZero;
+  });
+  if (!isZeroed) yield* writeZeroes(image, offset, end, flags);
+}
+
+/** Runs steps while nobody else changes the clusters of a range. */
+function* holdRange<T>(
+  image: Qcow2Image,
+  offset: number,
+  end: number,
+  steps: () => Steps<T>,
+): Steps<T> {
+  const { clusterSize } = image.geometry;
+  yield* image.lock.acquire();
+  yield* waitForGuestWrites(image, offset, end - offset);
+  image.lock.release();
+  const start = offset - offset % clusterSize;
+  const length = Math.ceil((end - start) / clusterSize) * clusterSize;
+  const busy = image.guestWrites.add({ offset: start, length });
+  try {
+    return yield* steps();
+  } finally {
+    image.guestWrites.remove(busy);
+  }
 }
 
 /** Zeroes as data. */
@@ -78,22 +102,36 @@ function* writeZeroes(
   }
 }
 
-/** Whole subclusters. */
-function* zeroWhole(image: Qcow2Image, offset: number, end: number, flags: number): Steps<void> {
+/** Whole subclusters. `isBusy`: the caller has them in `guestWrites`. */
+function* zeroWhole(
+  image: Qcow2Image,
+  offset: number,
+  end: number,
+  flags: number,
+  isBusy = false,
+): Steps<void> {
   if (image.isDataFileRaw) {
     yield* settle(image.dataFile.node.writeZeroes(offset, end - offset, flags));
   }
-  if (!image.geometry.isExtended) return yield* zeroClusters(image, offset, end, flags);
+  if (!image.geometry.isExtended) {
+    return yield* zeroClusters(image, offset, end, flags, isBusy);
+  }
   const { clusterSize } = image.geometry;
   const start = Math.min(Math.ceil(offset / clusterSize) * clusterSize, end);
   const stop = end === image.guestSize ? end : Math.max(end - end % clusterSize, start);
-  if (start > offset) yield* zeroSubclusters(image, offset, start, flags);
-  if (stop > start) yield* zeroClusters(image, start, stop, flags);
-  if (end > stop) yield* zeroSubclusters(image, stop, end, flags);
+  if (start > offset) yield* zeroSubclusters(image, offset, start, flags, isBusy);
+  if (stop > start) yield* zeroClusters(image, start, stop, flags, isBusy);
+  if (end > stop) yield* zeroSubclusters(image, stop, end, flags, isBusy);
 }
 
 /** Whole clusters; the disk's end is the end of one. */
-function zeroClusters(image: Qcow2Image, offset: number, end: number, flags: number): Steps<void> {
+function zeroClusters(
+  image: Qcow2Image,
+  offset: number,
+  end: number,
+  flags: number,
+  isBusy: boolean,
+): Steps<void> {
   const { isExtended, l2EntryBytes } = image.geometry;
   const isUnmapped = (flags & REQ_MAY_UNMAP) !== 0;
   return changeEntries(image, offset, end, (slice, index) => {
@@ -106,7 +144,7 @@ function zeroClusters(image: Qcow2Image, offset: number, end: number, flags: num
       zeroes: ALL_SUBCLUSTERS,
       allocated: 0,
     }, isUnmapped);
-  });
+  }, { isBusy });
 }
 
 /** Whole subclusters, but not all, of one cluster. A compressed one has none: data is written. */
@@ -115,6 +153,7 @@ function* zeroSubclusters(
   offset: number,
   end: number,
   flags: number,
+  isBusy: boolean,
 ): Steps<void> {
   const { clusterSize } = image.geometry;
   let isCompressed = false;
@@ -130,23 +169,41 @@ function* zeroSubclusters(
       zeroes: (view.getUint32(index * 16 + 8) | bits) >>> 0,
       allocated: (view.getUint32(index * 16 + 12) & ~bits) >>> 0,
     });
-  });
+  }, { isBusy });
   if (isCompressed) yield* writeZeroes(image, offset, end, flags);
 }
 
 /** Says that whole clusters of a range are no longer needed. */
 export function* discardInImage(image: Qcow2Image, offset: number, length: number): Steps<void> {
   checkWritable(image);
-  const { clusterSize, version, isExtended } = image.geometry;
-  const hasBacking = image.backing() !== null;
+  const { clusterSize, version } = image.geometry;
   // Without zero clusters the backing file's content would appear.
-  if (version === 2 && hasBacking) return;
+  if (version === 2 && image.backing() !== null) return;
   const end = offset + length;
   const start = Math.ceil(offset / clusterSize) * clusterSize;
   const stop = end === image.guestSize ? end : end - end % clusterSize;
   if (stop <= start) return;
   if (image.isDataFileRaw) return yield* zeroWhole(image, start, stop, REQ_MAY_UNMAP);
-  yield* changeEntries(image, start, stop, (slice, index) => {
+  if (image.hasDataFile) {
+    yield* holdRange(image, start, stop, function* () {
+      yield* discardEntries(image, start, stop, true);
+      const { node } = image.dataFile;
+      const there = Math.min(stop, node.sizeBytes) - start;
+      if (there > 0) yield* settle(node.discard(start, there));
+    });
+  } else yield* discardEntries(image, start, stop, false);
+  if (image.isCommitDue) yield* image.lock.hold(() => image.commit());
+}
+
+function discardEntries(
+  image: Qcow2Image,
+  start: number,
+  stop: number,
+  isBusy: boolean,
+): Steps<void> {
+  const { version, isExtended } = image.geometry;
+  const hasBacking = image.backing() !== null;
+  return changeEntries(image, start, stop, (slice, index) => {
     const { kind } = image.scratchRun;
     const isEmpty = kind === CLUSTER.unallocated || kind === CLUSTER.zeroPlain;
     if (isEmpty && !hasBacking) return;
@@ -156,44 +213,34 @@ export function* discardInImage(image: Qcow2Image, offset: number, length: numbe
       zeroes: ALL_SUBCLUSTERS,
       allocated: 0,
     }, true);
-  }, !hasBacking);
-  if (image.hasDataFile) yield* discardData(image, start, stop);
-  if (image.isCommitDue) yield* image.lock.hold(() => image.commit());
+  }, { skipsEmpty: !hasBacking, isBusy });
 }
 
 /** Makes whole clusters unallocated: the disk shall end before. */
 export function* cropImage(image: Qcow2Image, offset: number, end: number): Steps<void> {
   yield* changeEntries(image, offset, end, (slice, index) => {
     setEntry(image, slice, index, { high: 0, low: 0, zeroes: 0, allocated: 0 }, true);
-  }, true);
-}
-
-/** Discards in the data file what no entry refers to any more; no write comes in between. */
-function* discardData(image: Qcow2Image, offset: number, end: number): Steps<void> {
-  const { node } = image.dataFile;
-  const length = Math.min(end, node.sizeBytes) - offset;
-  if (length <= 0) return;
-  const busy = image.guestWrites.add({ offset, length });
-  try {
-    yield* settle(node.discard(offset, length));
-  } finally {
-    image.guestWrites.remove(busy);
-  }
+  }, { skipsEmpty: true });
 }
 
 /** Changes the entry of one cluster, whose first run is in `scratchRun`, under the lock. */
 type EntryChange = (slice: Slice, index: number) => void;
 
-/**
- * Calls `change` for each cluster that a range touches, in tables that may be changed. Where there
- * is no table one is made, or the range is skipped.
- */
+/** How entries are changed. */
+interface ChangeOptions {
+  /** Where there is no table none is made. */
+  skipsEmpty?: boolean;
+  /** The caller has the range in `guestWrites`. */
+  isBusy?: boolean;
+}
+
+/** Calls `change` for each cluster that a range touches, in tables that may be changed. */
 function* changeEntries(
   image: Qcow2Image,
   offset: number,
   end: number,
   change: EntryChange,
-  skipsEmpty = false,
+  { skipsEmpty = false, isBusy = false }: ChangeOptions,
 ): Steps<void> {
   const { clusterSize, sliceCoverage, l2Coverage } = image.geometry;
   const run = image.scratchRun;
@@ -201,7 +248,7 @@ function* changeEntries(
     yield* image.lock.acquire();
     try {
       const sliceEnd = Math.min(at - at % sliceCoverage + sliceCoverage, end);
-      yield* waitForGuestWrites(image, at, sliceEnd - at);
+      if (!isBusy) yield* waitForGuestWrites(image, at, sliceEnd - at);
       if (skipsEmpty && !image.l2.hasTable(at)) {
         at = Math.min(at - at % l2Coverage + l2Coverage, end);
         continue;
