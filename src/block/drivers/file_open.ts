@@ -99,9 +99,10 @@ function checkInside(realPath: string, options: DiskFileOptions): void {
 
 function checkRegular(stat: fs.Stats, filePath: string): void {
   if (stat.isFile()) return;
-  const kind = stat.isDirectory()
-    ? "a directory"
-    : stat.isBlockDevice()
+  if (stat.isDirectory()) {
+    throw new BlockError("EINVAL", `Could not open '${filePath}': Is a directory`);
+  }
+  const kind = stat.isBlockDevice()
     ? "a block device"
     : stat.isCharacterDevice()
     ? "a character device"

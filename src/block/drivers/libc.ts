@@ -24,6 +24,12 @@ export const LIBC_PATHS: readonly string[] = [
 
 const SYMBOLS = {
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
+  preadBeside: {
+    name: "pread",
+    parameters: ["i32", "buffer", "usize", "i64"],
+    result: "isize",
+    nonblocking: true,
+  },
   pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
   preadv: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
   pwritev: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
@@ -109,6 +115,13 @@ export class LibC {
     }
     if (!this.#fillVector(buffers)) return 0;
     return Math.max(Number(preadv(fd, this.#vector, buffers.length, BigInt(offset))), 0);
+  }
+
+  /** `read` into one buffer on another thread. The file must stay open meanwhile. */
+  async readBeside(fd: number, buffer: Uint8Array, offset: number): Promise<number> {
+    const { preadBeside } = this.#library.symbols;
+    const view = toView(buffer);
+    return Math.max(Number(await preadBeside(fd, view, BigInt(view.length), BigInt(offset))), 0);
   }
 
   /** Writes at `offset`. The count written; below that given: not all, for whatever reason. */

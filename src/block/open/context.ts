@@ -32,6 +32,8 @@ export interface OpenContext {
   readonly opened: WeakMap<BlockNode, Blockdev>;
   /** The group of that name, for driver throttle. */
   throttleGroup(name: string): ThrottleGroup | undefined;
+  /** Large reads of files run on other threads: see FileNodeOptions. */
+  readonly readsBeside?: boolean;
   /** For timeouts and delays; the machine's unless given. */
   readonly clock?: Clock;
   /** Gives openings up that wait for a server. */

@@ -6,6 +6,7 @@
  */
 
 import { BlockError } from "../errors.ts";
+import { isPowerOfTwo } from "../bitmap.ts";
 import { DirtyBitmaps } from "../dirty_bitmap.ts";
 import { FileNode } from "../drivers/file.ts";
 import { NullCoNode } from "../drivers/null_co.ts";
@@ -77,6 +78,7 @@ const fileDriver: BlockDriver = {
         path: filename,
         isReadOnly,
         isUnlocked: locking === "off" || (common.forceShare && isReadOnly),
+        readsBeside: context.readsBeside ?? false,
       });
     if (common.isReadOnly || !common.isAutoReadOnly) return open(common.isReadOnly);
     try {
@@ -194,6 +196,10 @@ const copyBeforeWriteDriver: BlockDriver = {
     const file = await openFile(request);
     const target = await child(options.target);
     const { bitmap } = options;
+    const minClusterSize = options["min-cluster-size"] ?? 0;
+    if (minClusterSize !== 0 && !isPowerOfTwo(minClusterSize)) {
+      throw inputError("Cannot create block-copy-state: min-cluster-size needs to be a power of 2");
+    }
     return new CopyBeforeWriteNode({
       nodeName,
       file,
@@ -202,7 +208,7 @@ const copyBeforeWriteDriver: BlockDriver = {
       bitmap: bitmap === undefined ? null : cbwBitmap(bitmap),
       onCbwError: options["on-cbw-error"] ?? "break-guest-write",
       cbwTimeoutSeconds: options["cbw-timeout"] ?? 0,
-      minClusterSizeBytes: options["min-cluster-size"] ?? 0,
+      minClusterSizeBytes: minClusterSize,
       ...(context.clock === undefined ? {} : { clock: context.clock }),
     });
 

@@ -126,6 +126,7 @@ export class ImgSession {
       bitmaps: block.bitmaps,
       throttleGroup: () => undefined,
       opened: new WeakMap(),
+      readsBeside: true,
     };
   }
 
