@@ -39,7 +39,8 @@ import { Qcow2Image } from "./image.ts";
 import { ImageFile } from "./image_file.ts";
 import type { PreallocationMode } from "./preallocate.ts";
 import { readImage, tryRead } from "./read.ts";
-import { resizeImage } from "./resize.ts";
+import { describeQcow2Image } from "./image_details.ts";
+import { emptyImage, resizeImage } from "./resize.ts";
 import { Qcow2Snapshots } from "./snapshots.ts";
 import { statusOf } from "./status.ts";
 import { tryWrite, writeImage } from "./write.ts";
@@ -211,6 +212,16 @@ export class Qcow2Node extends BlockNode {
   /** Resizes, with what is new allocated as asked for. Nothing may be in flight. */
   grow(sizeBytes: number, preallocation: PreallocationMode): MaybePromise<void> {
     return runSteps(this.#resize(sizeBytes, preallocation));
+  }
+
+  /** Gives up everything that the image holds, as after a commit. Nothing may be in flight. */
+  makeEmpty(): MaybePromise<void> {
+    return this.#marked(() => runSteps(emptyImage(this.#image)));
+  }
+
+  /** See BlockNode.imageDetails. */
+  override get imageDetails(): Record<string, unknown> {
+    return describeQcow2Image(this.#image, this.#snapshots.list(), this.#bitmaps.list());
   }
 
   /** Writes another backing file name, or none, into the header. */

@@ -90,13 +90,7 @@ function* shrinkImage(
   yield* cropImage(image, start, image.guestSize);
   yield* image.lock.acquire();
   try {
-    const l1End = Math.ceil(sizeBytes / geometry.l2Coverage);
-    for (let index = l1End; index < image.l2.l1Size; index++) {
-      const table = image.l2.tableOffset(index);
-      if (table === 0) continue;
-      image.freeLater(table, geometry.clusterSize, true);
-      image.l2.setTable(index, 0, false);
-    }
+    dropTables(image, Math.ceil(sizeBytes / geometry.l2Coverage));
     yield* image.commit();
     header.sizeBytes = sizeBytes;
     yield* image.writeHeader();
@@ -106,6 +100,33 @@ function* shrinkImage(
     yield* image.file.truncate((yield* image.refcounts.endOfUse()) * geometry.clusterSize);
   } finally {
     image.lock.release();
+  }
+}
+
+/** Gives up everything that the image holds: the backing file appears. */
+export function* emptyImage(image: Qcow2Image): Steps<void> {
+  yield* cropImage(image, 0, image.guestSize);
+  yield* image.lock.acquire();
+  try {
+    dropTables(image, 0);
+    yield* image.commit();
+    yield* image.refcounts.writeBack();
+    yield* image.barrier();
+    const end = (yield* image.refcounts.endOfUse()) * image.geometry.clusterSize;
+    yield* image.file.truncate(end);
+  } finally {
+    image.lock.release();
+  }
+}
+
+/** Gives up the L2 tables from an L1 entry on: nothing refers to clusters in them. */
+function dropTables(image: Qcow2Image, l1Start: number): void {
+  const { l2, geometry } = image;
+  for (let index = l1Start; index < l2.l1Size; index++) {
+    const table = l2.tableOffset(index);
+    if (table === 0) continue;
+    image.freeLater(table, geometry.clusterSize, true);
+    l2.setTable(index, 0, false);
   }
 }
 
