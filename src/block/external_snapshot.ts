@@ -34,6 +34,7 @@ export class ExternalSnapshot {
   #overlay: BlockNode | null = null;
   /** What leads to the overlay instead of the node. */
   #moved: BlockEdge[] = [];
+  #isApplied = false;
 
   /** Nothing is done yet. */
   constructor(graph: BlockGraph, options: ExternalSnapshotOptions) {
@@ -54,9 +55,10 @@ export class ExternalSnapshot {
 
   /** The moment, in a drained section over the node. Throws a BlockError and changes nothing. */
   async apply(): Promise<void> {
-    const { node } = this.#options;
+    const { node, jobs } = this.#options;
     const overlay = this.#checked();
     if (!node.isReadOnly) await node.flush();
+    await jobs.beforeReplace(node, overlay);
     const edges = followingEdges(node, overlay);
     await this.#graph.drained([overlay], () => {
       this.#graph.setBacking(overlay, node);
@@ -68,6 +70,7 @@ export class ExternalSnapshot {
       }
     });
     this.#moved = edges;
+    this.#isApplied = true;
   }
 
   /** Nothing can go wrong any more: the node is to be written no more. */
@@ -82,11 +85,12 @@ export class ExternalSnapshot {
 
   /** The way back. An overlay that was made is removed. */
   async undo(): Promise<void> {
-    const { node, overlay: given } = this.#options;
+    const { node, overlay: given, jobs } = this.#options;
     const overlay = this.#overlay;
     if (overlay === null) return;
     this.#overlay = null;
-    if (overlay.backing?.node === node) {
+    if (this.#isApplied) {
+      await jobs.beforeReplace(overlay, node);
       await this.#graph.drained([overlay, node], () => {
         this.#graph.replaceChildren(this.#moved, node);
         this.#graph.setBacking(overlay, null);

@@ -177,6 +177,8 @@ class CommitDriver implements JobDriver {
     const { base, options } = this.#plan;
     await graph.drained([this.#filter, base], async () => {
       await base.flush();
+      this.#thaw();
+      await job.releaseNodes();
       const edges = [...this.#filter.parents].filter(({ role }) => role !== "snapshot");
       const name = options.backingFile ?? imageName(base);
       for (const { parent, role } of edges) {
@@ -184,8 +186,6 @@ class CommitDriver implements JobDriver {
         assert(parent instanceof BlockNode, "who has a backing node is a node");
         await setBackingFile(graph, parent, { name, base });
       }
-      this.#thaw();
-      await job.releaseNodes();
       graph.replaceChildren(edges, base);
       await graph.remove(this.#filter.nodeName);
     });

@@ -222,9 +222,9 @@ class MirrorDriver implements JobDriver {
   }
 
   async prepare(job: Job): Promise<void> {
-    const { target } = this.#options;
+    const { target, replaces: replaced = this.#options.source } = this.#options;
     await this.#catchUp(job);
-    await this.#layer.graph.drained([this.#filter, target], async () => {
+    await this.#layer.graph.drained([replaced, target], async () => {
       for (let chunk = this.#nextChunk(); chunk !== null; chunk = this.#nextChunk()) {
         await this.#copyLocked(chunk);
       }

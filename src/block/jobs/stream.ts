@@ -145,8 +145,9 @@ class StreamDriver implements JobDriver {
   async prepare(job: Job): Promise<void> {
     const { graph } = this.#layer;
     const { node, base, options } = this.#plan;
-    if (node.backing === null) return;
-    await graph.drained([node], async () => {
+    const { backing } = node;
+    if (backing === null) return;
+    await graph.drained([node, backing.node], async () => {
       await node.flush();
       const name = base === null ? null : options.backingFile ?? imageName(base);
       await setBackingFile(graph, node, name === null || base === null ? null : { name, base });
