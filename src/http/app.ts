@@ -11,12 +11,19 @@ import type { Authenticator } from "./auth.ts";
 import { Links } from "./links.ts";
 import { Metrics } from "./metrics.ts";
 import { Router } from "./router.ts";
+import { addBitmapRoutes } from "./routes/bitmaps.ts";
+import { addCheckpointRoutes } from "./routes/checkpoints.ts";
 import { addClientRoutes } from "./routes/client.ts";
 import { addConsoleRoutes } from "./routes/console.ts";
+import { addDiskRoutes } from "./routes/disks.ts";
+import { addEventRoute } from "./routes/events.ts";
 import { addExportRoutes, type RelayWebSocket } from "./routes/exports.ts";
+import { addFilesPage } from "./routes/files.ts";
 import { addFleecingRoutes } from "./routes/fleecings.ts";
 import { addImageRoutes } from "./routes/images.ts";
+import { addJobRoutes } from "./routes/jobs.ts";
 import { addServiceRoutes } from "./routes/service.ts";
+import { addTransactionRoute } from "./routes/transactions.ts";
 import { addVmRoutes } from "./routes/vms.ts";
 import { SocketSet } from "./sockets.ts";
 
@@ -57,8 +64,15 @@ export function createApp(options: AppOptions): App {
   addVmRoutes(router, service);
   addConsoleRoutes(router, service, { sockets, stopping: stopping.signal });
   addFleecingRoutes(router, service, links);
+  addCheckpointRoutes(router, service);
+  addTransactionRoute(router, service, links);
   addExportRoutes(router, service, { links, auth, sockets, relayWebSocket });
+  addDiskRoutes(router, service);
+  addBitmapRoutes(router, service);
+  addJobRoutes(router, service, { stopping: stopping.signal });
+  addEventRoute(router, service, { stopping: stopping.signal });
   addClientRoutes(router);
+  addFilesPage(router);
   addImageRoutes(router, service);
   addServiceRoutes(router, service, { metrics, version });
   return {

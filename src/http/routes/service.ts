@@ -136,6 +136,7 @@ pre { overflow: auto; padding: .8rem; border: 1px solid; border-radius: .3rem }
 </style>
 <h1>Ovis</h1>
 <p>RISC-V machines whose disks can be read as they were, while they write.</p>
+<p><a href="/files">The files of a snapshot</a>, shown in this browser.</p>
 <p>The API: <a href="/openapi.json">/openapi.json</a>.
 Health: <a href="/healthz">/healthz</a>, <a href="/readyz">/readyz</a>.</p>
 <p>With the token that was printed at the first start:</p>
