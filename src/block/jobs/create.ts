@@ -1,0 +1,111 @@
+/**
+ * The create job (QEMU's block/create.c): makes an image. It works on no node's content that anybody
+ * uses, so that no BLOCK_JOB_* event tells of it, and never vanishes by itself.
+ *
+ * @module
+ */
+
+import fs from "node:fs";
+import path from "node:path";
+import type { BlockLayer } from "../block_layer.ts";
+import { FileNode } from "../drivers/file.ts";
+import { BlockError } from "../errors.ts";
+import { allocateZeroes } from "../image/resize.ts";
+import type { BlockNode } from "../node.ts";
+import { createQcow2, type Qcow2CreateOptions } from "../qcow2/create.ts";
+import { PERM_ALL, PERM_RESIZE, PERM_WRITE } from "../types.ts";
+import { type Job, type JobDriver, JobFailure } from "./job.ts";
+
+/** What is made, as in QEMU's BlockdevCreateOptions. */
+export type CreateTarget =
+  | {
+    driver: "file";
+    /** Is emptied if it is there. */
+    filename: string;
+    sizeBytes: number;
+    /** "off" unless given. */
+    preallocation?: "off" | "falloc" | "full";
+    /** The path policy. */
+    mayOpen: (path: string) => boolean;
+  }
+  | {
+    driver: "raw";
+    /** Gets the size. */
+    file: BlockNode;
+    sizeBytes: number;
+    /** "off" unless given. */
+    preallocation?: "off" | "falloc" | "full";
+  }
+  | ({
+    driver: "qcow2";
+    /** Part of the graph; whatever it holds is lost. */
+    file: BlockNode;
+  } & Qcow2CreateOptions);
+
+/** Permission bits of a new file, as in QEMU. */
+const NEW_FILE_MODE = 0o644;
+
+/** Starts to make an image. Throws a BlockError on a bad id; all else fails the job. */
+export function startCreate(
+  layer: BlockLayer,
+  { jobId, target }: { jobId: string; target: CreateTarget },
+): Job {
+  const driver: JobDriver = {
+    type: "create",
+    isBlockJob: false,
+    async run(job) {
+      job.progress.total = 1;
+      try {
+        await create(job, target);
+      } catch (error) {
+        if (!(error instanceof BlockError)) throw error;
+        throw new JobFailure(error.code, error.message, { cause: error });
+      }
+      job.progress.current = 1;
+    },
+  };
+  const job = layer.jobs.create(driver, { jobId, autoDismiss: false });
+  job.start();
+  return job;
+}
+
+async function create(job: Job, target: CreateTarget): Promise<void> {
+  if (target.driver === "file") return await createFile(target);
+  job.addNode(target.file, {
+    name: "file",
+    perm: PERM_WRITE | PERM_RESIZE,
+    shared: PERM_ALL & ~(PERM_WRITE | PERM_RESIZE),
+  });
+  await job.operate(async () => {
+    if (target.driver === "qcow2") return await createQcow2(target.file, target);
+    await setSize(target.file, target);
+  });
+}
+
+async function createFile(target: CreateTarget & { driver: "file" }): Promise<void> {
+  const { filename, sizeBytes, mayOpen } = target;
+  if (!mayOpen(path.resolve(filename))) {
+    throw new BlockError("EPERM", `Could not create '${filename}': not in an allowed folder`);
+  }
+  const base = { nodeName: "", path: filename, isReadOnly: false };
+  const node = fs.existsSync(filename)
+    ? FileNode.open(base)
+    : FileNode.open({ ...base, create: true, sizeBytes: 0, mode: NEW_FILE_MODE });
+  try {
+    await node.resize(0);
+    await setSize(node, { sizeBytes, preallocation: target.preallocation ?? "off" });
+  } finally {
+    await node.close();
+  }
+}
+
+async function setSize(
+  node: BlockNode,
+  options: { sizeBytes: number; preallocation?: "off" | "falloc" | "full" },
+): Promise<void> {
+  const { sizeBytes, preallocation = "off" } = options;
+  const before = Math.min(node.sizeBytes, sizeBytes);
+  await node.resize(sizeBytes);
+  if (preallocation === "off") return;
+  await allocateZeroes(node, { offset: before, length: sizeBytes - before }, preallocation);
+}
