@@ -156,7 +156,7 @@ export class BlockExports {
     if (node === undefined) {
       throw new BlockError("ENOENT", `Cannot find device='' nor node-name='${nodeName}'`);
     }
-    if (isWritable && node.isReadOnly) throw new BlockError("EPERM", "Block node is read-only");
+    if (isWritable && node.isReadOnly) throw invalid("Cannot export read-only node as writable");
     if (this.#server === null && !this.#hasOwnServer) throw invalid("NBD server not running");
     const name = options.name ?? nodeName;
     const { description = "" } = options;

@@ -163,7 +163,7 @@ Deno.test("FileNode.open() refuses what is no regular file, with the reason", as
   using folder = tempFolder();
   const open = (path: string, isReadOnly = false) =>
     FileNode.open({ nodeName: "disk", path, isReadOnly });
-  await assertFails(() => open(folder.path), "EINVAL", /^Could not open '.*': it is a directory$/);
+  await assertFails(() => open(folder.path), "EINVAL", /^Could not open '.*': Is a directory$/);
   await assertFails(() => open("/dev/zero"), "EINVAL", /it is a character device$/);
   await assertFails(() => open(`${folder.path}/none`), "ENOENT", /^Could not open '.*\/none'/);
   await assertFails(() => open("/dev/zero/x"), "EINVAL", /ENOTDIR/);

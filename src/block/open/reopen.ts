@@ -90,7 +90,7 @@ function plan(graph: BlockGraph, blockdev: Blockdev, context: OpenContext): Plan
     }
     throw inputError(`Option '${name}' cannot be reset to its default value`);
   }
-  return { node, blockdev, settings: settingsOf(blockdev), children };
+  return { node, blockdev, settings: settingsOf(blockdev, node), children };
 }
 
 function isChild(name: string, value: unknown): boolean {
@@ -122,8 +122,9 @@ function childChange(
   return { name, edge, to };
 }
 
-function settingsOf({ base }: Blockdev): NodeSettings {
-  const discard = base.discard ?? "ignore";
+/** What becomes of discards stays where it is not said, as in QEMU; the rest goes back. */
+function settingsOf({ base }: Blockdev, node: BlockNode): NodeSettings {
+  const discard = base.discard ?? node.discardMode;
   const detectZeroes = base["detect-zeroes"] ?? "off";
   if (detectZeroes === "unmap" && discard !== "unmap") {
     throw inputError(

@@ -1,7 +1,6 @@
 /** Commands on dirty bitmaps. @module */
 
 import type { DirtyBitmap } from "../../block/dirty_bitmap.ts";
-import { BlockError } from "../../block/errors.ts";
 import type { BlockNode } from "../../block/node.ts";
 import {
   alternate,
@@ -16,6 +15,7 @@ import {
 } from "../../block/open/qapi.ts";
 import { command, type QmpCommand } from "../command.ts";
 import type { Monitor } from "../monitor.ts";
+import { lookUpNode } from "./blockdev.ts";
 
 /** A bitmap by its node and name: BlockDirtyBitmap. */
 export const bitmapFields = { node: str, name: str } satisfies Fields;
@@ -47,11 +47,7 @@ export const bitmapMergeFields = {
 
 /** The node that a command means. Throws a BlockError. */
 export function nodeOf(monitor: Monitor, nodeName: string): BlockNode {
-  const node = monitor.block.graph.find(nodeName);
-  if (node !== undefined) return node;
-  const disk = monitor.machine?.disks().find(({ name }) => name === nodeName);
-  if (disk !== undefined) return disk.backend.node;
-  throw new BlockError("ENOENT", `Node '${nodeName}' not found`);
+  return lookUpNode(monitor, { device: nodeName, nodeName });
 }
 
 /** The bitmaps that a merge takes. Throws a BlockError. */

@@ -5,9 +5,12 @@ import { bitmapCommands } from "./bitmap.ts";
 import { blockdevCommands } from "./blockdev.ts";
 import { controlCommands } from "./control.ts";
 import { exportCommands } from "./export.ts";
+import { jobCommands } from "./job.ts";
+import { jobStartCommands } from "./job_start.ts";
 import { machineCommands } from "./machine.ts";
 import { objectCommands } from "./object.ts";
 import { queryCommands } from "./query.ts";
+import { transactionCommands } from "./transaction.ts";
 
 /** The commands; those of a machine where there is one. */
 export function allCommands(hasMachine: boolean): QmpCommand[] {
@@ -18,6 +21,9 @@ export function allCommands(hasMachine: boolean): QmpCommand[] {
     ...bitmapCommands,
     ...blockdevCommands,
     ...queryCommands,
+    ...jobCommands,
+    ...jobStartCommands,
+    ...transactionCommands,
     ...(hasMachine ? machineCommands : []),
   ];
 }

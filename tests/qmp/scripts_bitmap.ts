@@ -1,0 +1,47 @@
+/** Dirty bitmaps: every text of QEMU's. @module */
+
+import type { Script } from "../support/qmp_sides.ts";
+import { add, makeFile, showNodes } from "./scripts_blockdev.ts";
+
+const MiB = 1024 * 1024;
+
+/** See the module's head. */
+export const bitmapScripts: Record<string, Script> = {
+  "bitmaps": async (side) => {
+    await add(side, { driver: "file", "node-name": "f", filename: await makeFile(side, "d") });
+    await add(side, { driver: "raw", "node-name": "d", file: "f" });
+    await add(side, { driver: "null-co", "node-name": "n", size: MiB });
+    const run = (verb: string, args: Record<string, unknown>) =>
+      side.run(`block-dirty-bitmap-${verb}`, args);
+    await run("add", { node: "gone", name: "b0" });
+    await run("add", { node: "d", name: "" });
+    await run("add", { node: "d", name: "x".repeat(1024) });
+    await run("add", { node: "d", name: "b", granularity: 1000 });
+    await run("add", { node: "d", name: "b", granularity: 256 });
+    await run("add", { node: "d", name: "b", granularity: 0 });
+    await run("add", { node: "d", name: "b0" });
+    await run("add", { node: "d", name: "b0" });
+    await run("add", { node: "d", name: "b1", granularity: 512, disabled: true });
+    await run("add", { node: "d", name: "bp", persistent: true });
+    await run("add", { node: "f", name: "below", granularity: 131072 });
+    await run("add", { node: "n", name: "other" });
+    await showNodes(side);
+    for (const verb of ["clear", "disable", "enable", "remove"]) {
+      await run(verb, { node: "d", name: "gone" });
+      await run(verb, { node: "gone", name: "b0" });
+      await run(verb, { node: "d" });
+    }
+    for (const verb of ["clear", "disable", "disable", "enable", "enable"]) {
+      await run(verb, { node: "d", name: "b0" });
+    }
+    await run("merge", { node: "d", target: "b0", bitmaps: ["b1", "gone"] });
+    await run("merge", { node: "d", target: "gone", bitmaps: ["b1"] });
+    await run("merge", { node: "gone", target: "b0", bitmaps: ["b1"] });
+    await run("merge", { node: "d", target: "b0", bitmaps: ["b1", { node: "f", name: "below" }] });
+    await run("merge", { node: "d", target: "b0", bitmaps: [{ node: "n", name: "other" }] });
+    await run("merge", { node: "d", target: "b0", bitmaps: ["b0"] });
+    await run("remove", { node: "d", name: "b1" });
+    await showNodes(side);
+    await side.run("blockdev-del", { "node-name": "d" });
+  },
+};
