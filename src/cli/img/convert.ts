@@ -73,7 +73,7 @@ async function openSources(session: ImgSession, settings: ConvertSettings): Prom
     images.push(
       settings.snapshot === null ? image : {
         ...image,
-        node: await openSnapshot(session, image, settings.snapshot),
+        node: await openSnapshot(image, settings.snapshot),
       },
     );
   }

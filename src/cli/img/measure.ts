@@ -107,7 +107,7 @@ function measureImage(args: Arguments, made: Made): Promise<ImageMeasure> {
     const snapshot = args.get("snapshot");
     const node = snapshot === undefined
       ? image.node
-      : await openSnapshot(session, image, parseSnapshotName(snapshot));
+      : await openSnapshot(image, parseSnapshotName(snapshot));
     const stored = image.node.bitmapStore?.list() ?? null;
     return await measure(node, stored, made);
   });

@@ -4,16 +4,25 @@
  * @module
  */
 
+import { unfiltered } from "../../block/image/chain.ts";
 import type { BlockNode } from "../../block/node.ts";
+import { Qcow2Node } from "../../block/qcow2/node.ts";
 import { ImgError } from "./errors.ts";
-import type { Image, ImgSession } from "./session.ts";
-import type { SnapshotName } from "./snapshot_names.ts";
+import { errorMessage, type Image } from "./session.ts";
+import { findSnapshot, type SnapshotName } from "./snapshot_names.ts";
 
-/** A node that shows an internal snapshot of an image. Throws an ImgError. */
-export function openSnapshot(
-  _session: ImgSession,
-  _image: Image,
-  _name: SnapshotName,
-): Promise<BlockNode> {
-  throw new ImgError("Failed to load snapshot: Can't find snapshot");
+/** Makes an image, which is open for reading alone, show an internal snapshot. */
+export async function openSnapshot(image: Image, name: SnapshotName): Promise<BlockNode> {
+  const node = unfiltered(image.node);
+  const snapshots = node instanceof Qcow2Node ? node.snapshots : null;
+  const found = findSnapshot(snapshots?.list() ?? [], name);
+  if (snapshots === null || found === undefined) {
+    throw new ImgError("Failed to load snapshot: Can't find snapshot");
+  }
+  try {
+    await snapshots.show(found.id);
+  } catch (error) {
+    throw new ImgError(`Failed to load snapshot: ${errorMessage(error)}`, 1, { cause: error });
+  }
+  return image.node;
 }
