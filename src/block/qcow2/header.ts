@@ -276,7 +276,7 @@ function checkExtensions(header: Qcow2Header): void {
 
 /**
  * The header as it stands in an image: fields, extensions, backing file name. The table of feature
- * names is brought up to date, or left out where there is no room. Throws a BlockError (ENOSPC)
+ * names is brought up to date; as in QEMU small clusters, or full ones, have none. Throws a BlockError (ENOSPC)
  * where all the rest does not fit a cluster.
  */
 export function encodeQcow2Header(header: Qcow2Header): Uint8Array {
@@ -284,7 +284,7 @@ export function encodeQcow2Header(header: Qcow2Header): Uint8Array {
   const name = new TextEncoder().encode(header.backingFile ?? "");
   const length = isV3 ? HEADER_BYTES + header.unknownFields.length : HEADER_V2_BYTES;
   const clusterSize = 2 ** header.clusterBits;
-  let extensions = encodeExtensions(orderedExtensions(header, isV3));
+  let extensions = encodeExtensions(orderedExtensions(header, isV3 && clusterSize > 4096));
   if (length + extensions.length + name.length > clusterSize) {
     extensions = encodeExtensions(orderedExtensions(header, false));
   }

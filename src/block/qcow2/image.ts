@@ -266,7 +266,6 @@ export class Qcow2Image implements L2Context, EntryFormat {
     for (const { offset, length, isRequested } of frees) {
       if (!this.hasDataFile) yield* this.#waitForRequests(offset, length);
       for (const freed of yield* this.refcounts.lower(offset, length)) {
-        this.l2.forget(freed.offset, freed.length);
         this.lastUnpacked = null;
         if (isRequested && this.#passesDiscards()) {
           yield* settle(discardIn(this.file, freed));

@@ -91,9 +91,10 @@ export class L2Tables {
 
   /** Changes an L1 entry in memory: another table, or none (0). */
   setTable(l1Index: number, offset: number, isCopied: boolean): void {
-    const { metadata } = this.#context;
+    const { metadata, geometry } = this.#context;
     const previous = this.#offsetOf(l1Index);
     if (previous !== 0) metadata.remove(METADATA.activeL2, previous);
+    if (previous !== 0 && previous !== offset) this.#cache.forget(previous, geometry.clusterSize);
     if (offset !== 0) metadata.add(METADATA.activeL2, offset);
     this.#l1[l1Index * 2] = (Math.floor(offset / 2 ** 32) | (isCopied ? HI_COPIED : 0)) >>> 0;
     this.#l1[l1Index * 2 + 1] = offset % 2 ** 32;
@@ -141,11 +142,6 @@ export class L2Tables {
   /** Its entries were changed. */
   markDirty(slice: Slice): void {
     this.#cache.markDirty(slice);
-  }
-
-  /** Forgets what is cached of a table whose cluster is free now. */
-  forget(offset: number, length: number): void {
-    this.#cache.forget(offset, length);
   }
 
   /** Writes all changed slices. What their entries refer to must be on stable storage. */
@@ -246,7 +242,6 @@ export class L2Tables {
       const bytes = new Uint8Array(geometry.clusterSize);
       yield* settle(file.read(shared, bytes));
       yield* file.write(offset, bytes);
-      this.#cache.forget(shared, geometry.clusterSize);
       this.#context.freeLater(shared, geometry.clusterSize, false);
     } else if (!isFresh) {
       yield* file.writeZeroes(offset, geometry.clusterSize);

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { Buffer } from "node:buffer";
 import { setImmediate } from "node:timers";
 import { assertEquals } from "@std/assert";
 import { MemoryNode } from "../../../src/block/drivers/memory.ts";
@@ -73,6 +74,7 @@ export async function contentOf(node: BlockNode): Promise<Uint8Array> {
 /** assertEquals for large arrays. */
 export function assertSameBytes(actual: Uint8Array, expected: Uint8Array, what: string): void {
   assertEquals(actual.length, expected.length, `${what}: length`);
+  if (Buffer.compare(actual, expected) === 0) return;
   for (let at = 0; at < actual.length; at++) {
     if (actual[at] === expected[at]) continue;
     throw new Error(
