@@ -33,6 +33,53 @@ export async function readBody(
   return bytes;
 }
 
+/**
+ * Gives the body to `take` in pieces of limits.exportReadBytes, one after the other, with their
+ * places in it. Throws tooLarge where more than `limitBytes` come, bodyBroken where it breaks off.
+ */
+export async function forEachPiece(
+  request: Request,
+  limitBytes: number,
+  take: (piece: Uint8Array<ArrayBuffer>, offset: number) => Promise<unknown>,
+): Promise<void> {
+  checkAnnouncedLength(request, limitBytes);
+  const piece = new Uint8Array(limits.exportReadBytes);
+  let filled = 0;
+  let offset = 0;
+  const hand = async () => {
+    await take(piece.slice(0, filled), offset);
+    offset += filled;
+    filled = 0;
+  };
+  for await (const chunk of chunksOf(request)) {
+    if (offset + filled + chunk.length > limitBytes) throw tooLarge(limitBytes);
+    for (let at = 0; at < chunk.length;) {
+      const part = chunk.subarray(at, at + piece.length - filled);
+      piece.set(part, filled);
+      filled += part.length;
+      at += part.length;
+      if (filled === piece.length) await hand();
+    }
+  }
+  if (filled > 0) await hand();
+}
+
+async function* chunksOf(request: Request): AsyncGenerator<Uint8Array> {
+  if (request.body === null) return;
+  const iterator = request.body[Symbol.asyncIterator]();
+  for (;;) {
+    let next: IteratorResult<Uint8Array>;
+    try {
+      next = await iterator.next();
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      throw new ServiceError("bodyBroken", `the body broke off: ${reason}`, { cause: error });
+    }
+    if (next.done) return;
+    yield next.value;
+  }
+}
+
 /** Throws tooLarge if the request announces more than `limitBytes`. */
 export function checkAnnouncedLength(request: Request, limitBytes: number): void {
   if (Number(request.headers.get("content-length") ?? 0) > limitBytes) throw tooLarge(limitBytes);

@@ -1,5 +1,5 @@
 /**
- * An export's bytes as a stream: read in pieces, one ahead of the reader, no faster than the reader
+ * The bytes of an export or a disk as a stream: read in pieces, one ahead of the reader, no faster than the reader
  * takes them. A read that fails breaks the transfer off, so that nobody takes a part for all.
  *
  * @module
@@ -51,10 +51,10 @@ export async function checkReadable(machine: Machine, range: ExportRange): Promi
   }
 }
 
-/** The bytes of a range. */
+/** The bytes of a range, which `read` gives in pieces. */
 export function streamContent(
-  machine: Machine,
-  range: ExportRange,
+  range: { offset: number; length: number },
+  read: (piece: { offset: number; length: number }) => Promise<ArrayBuffer>,
 ): ReadableStream<Uint8Array<ArrayBuffer>> {
   const end = range.offset + range.length;
   let { offset } = range;
@@ -62,12 +62,11 @@ export function streamContent(
   const readNext = (): Promise<ArrayBuffer> | null => {
     if (offset >= end) return null;
     const length = Math.min(PIECE_BYTES, end - offset);
-    const read = machine.call("exportRead", { exportName: range.exportName, offset, length })
-      .then(({ bytes }) => bytes);
+    const piece = read({ offset, length });
     // Whoever awaits it gets the error; nobody does if the reader goes away first.
-    read.catch(() => {});
+    piece.catch(() => {});
     offset += length;
-    return read;
+    return piece;
   };
   return new ReadableStream({
     async pull(controller) {

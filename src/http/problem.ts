@@ -22,6 +22,7 @@ export type HttpErrorCode =
   | "rangeNotSatisfiable"
   | "upgradeRequired"
   | "idempotencyKeyReused"
+  | "waitTimedOut" // the state that was waited for did not come
   | "internal"; // a bug of ours
 
 /** Every `code` that a client can see. */
@@ -44,6 +45,7 @@ const PROBLEMS: Record<ProblemCode, { status: number; title: string }> = {
   checkpointNotFound: { status: 404, title: "No such checkpoint" },
   jobNotFound: { status: 404, title: "No such job" },
   methodNotAllowed: { status: 405, title: "That method does not exist here" },
+  waitTimedOut: { status: 408, title: "It has not come to that yet" },
   nameTaken: { status: 409, title: "The name is taken" },
   imageInUse: { status: 409, title: "The image is in use" },
   imageBuiltIn: { status: 409, title: "A built-in image can't be changed" },

@@ -48,7 +48,7 @@ export interface Route<
   B extends Schema = Schema,
 > {
   /** A `get` route answers HEAD too. */
-  method: "get" | "post" | "put" | "delete";
+  method: "get" | "post" | "put" | "patch" | "delete";
   /** With parameters in braces: `/v1/vms/{vm}`. */
   path: string;
   /** The group that it stands in in the OpenAPI document. */

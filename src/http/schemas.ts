@@ -8,7 +8,7 @@
 
 import { z } from "@hono/zod-openapi";
 import { limits } from "../limits.ts";
-import { EXPORT_NAME_PATTERN, NAME_PATTERN, NAME_RULE } from "../vm/names.ts";
+import { DISK_NAME_PATTERN, EXPORT_NAME_PATTERN, NAME_PATTERN, NAME_RULE } from "../vm/names.ts";
 import { IMAGE_PARTS } from "../vm/store.ts";
 import type { Schema } from "./zod_types.ts";
 
@@ -21,17 +21,30 @@ const CBW_TIMEOUT_SECONDS = 45;
 const CBW_TIMEOUT_SECONDS_MAX = 24 * 3600;
 const BITMAP_NAME_CHARACTERS = 1023;
 const PATH_CHARACTERS = 4096;
+const CLUSTER_BYTES_MAX = 2 * MiB;
 const EXPIRY_SECONDS_MAX = 30 * 24 * 3600;
 
 /** A name that a client chooses. */
 const NameSchema = z.string().regex(NAME_PATTERN, { error: `a name is ${NAME_RULE}` })
   .openapi({ example: "demo" });
 
-/** A dirty bitmap's name: QEMU allows almost anything. */
-const BitmapName = z.string().min(1).max(BITMAP_NAME_CHARACTERS);
+const DiskNameSchema = z.string().regex(DISK_NAME_PATTERN, {
+  error: "is not a disk's name: one that was chosen, or MACHINE:DISK",
+});
 
-/** A whole number of bytes. */
-function bytes(options: { minimum: number; maximum: number; multiple: number }) {
+/**
+ * A dirty bitmap's name: QEMU allows almost anything.
+ *
+ * @internal
+ */
+export const BitmapName = z.string().min(1).max(BITMAP_NAME_CHARACTERS);
+
+/**
+ * A whole number of bytes.
+ *
+ * @internal
+ */
+export function bytes(options: { minimum: number; maximum: number; multiple: number }) {
   const { minimum, maximum, multiple } = options;
   const error = `must be a whole number of bytes from ${minimum} to ${maximum}` +
     (multiple > 1 ? `, a multiple of ${multiple}` : "");
@@ -133,8 +146,21 @@ export const ImageSchema = z.object({
 const NewDiskSchema = z.strictObject({
   name: NameSchema,
   sizeBytes: bytes({ minimum: SECTOR_BYTES, maximum: limits.diskMaxBytes, multiple: SECTOR_BYTES })
+    .optional()
     .describe("The disk takes only the room that is written to it"),
   readOnly: z.boolean().default(false),
+  format: z.enum(["raw", "qcow2"]).optional()
+    .describe("Without it: qcow2 with `backing`, else raw"),
+  clusterSizeBytes: z.int().min(SECTOR_BYTES).max(CLUSTER_BYTES_MAX)
+    .refine((size) => Number.isInteger(Math.log2(size)), { error: "must be a power of two" })
+    .optional().describe("Of qcow2; 64 KiB unless given"),
+  backing: DiskNameSchema.optional()
+    .describe("A disk whose content it begins with, and which then stays as it is"),
+  disk: NameSchema.optional()
+    .describe("A disk that is there already (see Disks), which stays when the machine goes"),
+}).refine(({ sizeBytes, backing, disk }) => Boolean(sizeBytes ?? backing ?? disk), {
+  error: "needs sizeBytes, backing or disk",
+  path: ["sizeBytes"],
 }).openapi("NewDisk");
 
 /**
@@ -186,7 +212,15 @@ export const VmSchema = z.object({
   image: z.string(),
   memoryBytes: z.int(),
   harts: z.int(),
-  disks: z.array(z.object({ name: z.string(), sizeBytes: z.int(), readOnly: z.boolean() })),
+  disks: z.array(z.object({
+    name: z.string(),
+    disk: z.string().describe("The disk that it is: see Disks"),
+    format: z.enum(["raw", "qcow2"]),
+    sizeBytes: z.int(),
+    readOnly: z.boolean(),
+  })),
+  qmp: z.string().nullable().describe("The unix socket of its monitor, while it is open"),
+  checkpoints: z.array(z.string()).describe("Names of its checkpoints"),
   fleecings: z.array(z.string()).describe("Names of the fleecings that stand"),
   createdAt: z.iso.datetime(),
 }).openapi("Vm");

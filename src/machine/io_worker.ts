@@ -85,6 +85,7 @@ const handlers: IoHandlers = {
 self.onmessage = ({ data }: MessageEvent<IoRequest | IoNotice>) => {
   if ("type" in data) {
     if (data.type === "consoleTaken") openMachine?.consoleTaken(data.byteCount);
+    else openStorage?.questions.settle(data);
   } else {
     answerCall(data, handlers, (response, transfer) => self.postMessage(response, transfer));
   }

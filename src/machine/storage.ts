@@ -12,10 +12,12 @@
  */
 
 import { BlockLayer } from "../block/block_layer.ts";
+import { FileNode } from "../block/drivers/file.ts";
 import { BlockError } from "../block/errors.ts";
 import { allocationContext, dirtyBitmapContext } from "../block/exports/meta_contexts.ts";
 import type { BlockExport } from "../block/export.ts";
 import { BlockBackend } from "../block/backend.ts";
+import type { BlockNode } from "../block/node.ts";
 import { IoVector } from "../block/io_vector.ts";
 import { PERM_ALL, PERM_WRITE } from "../block/types.ts";
 import { limits } from "../limits.ts";
@@ -25,6 +27,7 @@ import { Kernels } from "../wasm/kernels.ts";
 import { MachineExports } from "./exports.ts";
 import type { Answer } from "./io_rpc.ts";
 import type {
+  DiskFormat,
   DiskInfo,
   FleecingRequest,
   IoEvent,
@@ -32,11 +35,14 @@ import type {
   JobRequest,
   NbdAddresses,
   StorageConfig,
+  TransactionAction,
+  TransactionResult,
 } from "./messages.ts";
+import { HostQuestions } from "./host_questions.ts";
 import { StorageDisks } from "./storage_disks.ts";
 import { StorageFleecings } from "./storage_fleecings.ts";
+import { StorageImages } from "./storage_images.ts";
 import { StorageJobs } from "./storage_jobs.ts";
-import { createImageFile } from "./storage_images.ts";
 import { checkPart, checkPiece, readMap } from "./storage_reads.ts";
 import { carryOut } from "./storage_transaction.ts";
 
@@ -64,10 +70,13 @@ export class IoStorage {
   readonly nbd: NbdAddresses | null;
   /** In the order of the configuration. */
   readonly disks: StorageDisks;
+  /** What it asks of the control isolate. */
+  readonly questions: HostQuestions;
   readonly #emit: (event: IoEvent) => void;
   readonly #onResized: (disk: string) => void;
   readonly #drainGuest: () => Promise<void>;
   readonly #block: BlockLayer;
+  readonly #images: StorageImages;
   readonly #jobs: StorageJobs;
   readonly #exports = new MachineExports();
   readonly #server: NbdServer;
@@ -77,6 +86,7 @@ export class IoStorage {
   private constructor(
     parts: {
       block: BlockLayer;
+      images: StorageImages;
       disks: StorageDisks;
       exports: MachineExports;
       server: NbdServer;
@@ -85,11 +95,14 @@ export class IoStorage {
     config: StorageConfig,
     options: StorageOptions,
   ) {
-    const { block, disks, exports, server } = parts;
+    const { block, images, disks, exports, server } = parts;
     this.nbd = parts.nbd;
     this.disks = disks;
     this.#block = block;
-    this.#jobs = new StorageJobs(block, options.emit);
+    this.#images = images;
+    this.#jobs = new StorageJobs({ block, disks, images, emit: options.emit });
+    this.questions = new HostQuestions(options.emit);
+    block.jobs.beforeReplace = (from, to) => this.#remember(from, to);
     this.#exports = exports;
     this.#server = server;
     this.#emit = options.emit;
@@ -98,6 +111,7 @@ export class IoStorage {
     this.#fleecings = new StorageFleecings({
       name: config.name,
       block,
+      images,
       disks,
       exports,
       scratchDirectory: config.scratchDirectory,
@@ -110,12 +124,13 @@ export class IoStorage {
   static async open(config: StorageConfig, options: StorageOptions): Promise<IoStorage> {
     const block = new BlockLayer(new Kernels(options.kernels));
     const { hasGuest } = options;
-    const disks = await StorageDisks.open(config.disks, { block, hasGuest });
+    const images = new StorageImages(block, config);
+    const disks = await StorageDisks.open(config.disks, { block, images, hasGuest });
     const exports = new MachineExports();
     const server = new NbdServer({ directory: exports });
     try {
       const nbd = config.nbd === null ? null : await listen(server, config.nbd);
-      return new IoStorage({ block, disks, exports, server, nbd }, config, options);
+      return new IoStorage({ block, images, disks, exports, server, nbd }, config, options);
     } catch (error) {
       await server.close();
       await disks.close();
@@ -130,7 +145,11 @@ export class IoStorage {
 
   /** Freezes disks. */
   fleecingStart(request: FleecingRequest): Promise<Answer<"fleecingStart">> {
-    return this.#inTurn(async () => ({ result: await this.#fleecings.start(request) }));
+    return this.#inTurn(async () => {
+      const [result] = await this.#carryOut([{ type: "fleecing", ...request }]);
+      if (!result || !("fleecing" in result)) throw new Error("a fleecing without a result");
+      return { result: result.fleecing };
+    });
   }
 
   /** The fleecing's figures. */
@@ -163,13 +182,16 @@ export class IoStorage {
 
   /** Carries out all actions at one moment, or none. */
   transact({ actions }: IoMethods["transact"]["params"]): Promise<Answer<"transact">> {
-    return this.#inTurn(async () => {
-      const results = await carryOut(actions, {
-        block: this.#block,
-        disks: this.disks,
-        fleecings: this.#fleecings,
-      });
-      return { result: { results } };
+    return this.#inTurn(async () => ({ result: { results: await this.#carryOut(actions) } }));
+  }
+
+  #carryOut(actions: readonly TransactionAction[]): Promise<TransactionResult[]> {
+    return carryOut(actions, {
+      block: this.#block,
+      images: this.#images,
+      disks: this.disks,
+      fleecings: this.#fleecings,
+      jobs: this.#jobs,
     });
   }
 
@@ -180,7 +202,7 @@ export class IoStorage {
 
   /** Makes an image. */
   async diskCreate(image: IoMethods["diskCreate"]["params"]): Promise<Answer<"diskCreate">> {
-    await createImageFile(image);
+    await this.#images.create(image);
     return { result: {} };
   }
 
@@ -248,7 +270,7 @@ export class IoStorage {
 
   /** Starts a job. */
   jobStart(request: JobRequest): Promise<Answer<"jobStart">> {
-    throw new BlockError("ENOTSUP", `jobs of type ${request.type} are not there`);
+    return this.#inTurn(async () => ({ result: await this.#jobs.start(request) }));
   }
 
   /** Asks something of a job. */
@@ -338,6 +360,20 @@ export class IoStorage {
       await attempt(() => this.#block.close());
       if (failures.length > 0) throw failures[0];
     });
+  }
+
+  /** Another image is about to become a disk's active one: first it is put on record. */
+  async #remember(from: BlockNode, to: BlockNode): Promise<void> {
+    const disk = this.disks.list.find((candidate) => candidate.node === from);
+    if (disk === undefined) return;
+    const file = to.children.get("file")?.node;
+    const isKnown = to.driver === "raw" || to.driver === "qcow2";
+    if (!(file instanceof FileNode) || !isKnown) {
+      throw new BlockError("ENOTSUP", `disk ${disk.config.name} can only be in a file`);
+    }
+    const { name } = disk.config;
+    const format = to.driver as DiskFormat;
+    await this.questions.ask({ type: "activeFile", disk: name, path: file.path, format });
   }
 
   /** After what was asked before, whether that worked or not. */

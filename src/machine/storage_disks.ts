@@ -16,7 +16,6 @@ import { BlockBackend } from "../block/backend.ts";
 import type { BlockLayer } from "../block/block_layer.ts";
 import type { DirtyBitmaps } from "../block/dirty_bitmap.ts";
 import { FileNode } from "../block/drivers/file.ts";
-import { RawNode } from "../block/drivers/raw.ts";
 import { BlockError } from "../block/errors.ts";
 import type { BlockGraph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
@@ -27,11 +26,14 @@ import {
   PERM_WRITE_UNCHANGED,
 } from "../block/types.ts";
 import type { ChainEntry, DiskConfig, DiskInfo } from "./messages.ts";
+import type { StorageImages } from "./storage_images.ts";
 
 /** How disks are opened. */
 export interface StorageDisksOptions {
   /** Where their nodes and bitmaps go. */
   block: BlockLayer;
+  /** Opens them. */
+  images: StorageImages;
   /** A guest writes: else the backends only read. */
   hasGuest: boolean;
 }
@@ -140,8 +142,8 @@ async function openDisk(
   config: DiskConfig,
   options: StorageDisksOptions & { index: number },
 ): Promise<StorageDisk> {
-  const { block: { graph }, hasGuest, index } = options;
-  const node = await openImageFile(config, { graph, nodeName: `disk-${index}` });
+  const { block: { graph }, images, hasGuest, index } = options;
+  const node = await images.open(config, `disk-${index}`);
   try {
     if (node.sizeBytes < config.sizeBytes) {
       const { path, sizeBytes } = config;
@@ -158,30 +160,6 @@ async function openDisk(
     return new StorageDisk(config, backend);
   } catch (error) {
     await removeChain(graph, node);
-    throw error;
-  }
-}
-
-async function openImageFile(
-  config: DiskConfig,
-  { graph, nodeName }: { graph: BlockGraph; nodeName: string },
-): Promise<BlockNode> {
-  const { path, isReadOnly } = config;
-  const file = await addNode(graph, FileNode.open({ nodeName: "", path, isReadOnly }));
-  try {
-    return await addNode(graph, new RawNode({ nodeName, file }));
-  } catch (error) {
-    await graph.remove(file.nodeName);
-    throw error;
-  }
-}
-
-/** A node that the graph does not take is still ours to close. */
-async function addNode<T extends BlockNode>(graph: BlockGraph, node: T): Promise<T> {
-  try {
-    return graph.add(node);
-  } catch (error) {
-    await node.close();
     throw error;
   }
 }

@@ -19,20 +19,21 @@ import type { BlockLayer } from "../block/block_layer.ts";
 import { type BitmapAction, runBitmapTransaction } from "../block/bitmap_transaction.ts";
 import type { DirtyBitmap, DirtyBitmaps } from "../block/dirty_bitmap.ts";
 import { BlockError } from "../block/errors.ts";
-import { Fleecing, type FleecingDisk } from "../block/fleecing.ts";
+import type { Fleecing, FleecingDisk, FleecingOptions } from "../block/fleecing.ts";
 import type { BlockNode } from "../block/node.ts";
 import { limits } from "../limits.ts";
 import type { MachineExports } from "./exports.ts";
 import { toWireError } from "./io_rpc.ts";
 import type { FleecingInfo, FleecingRequest, FleecingResult, IoEvent } from "./messages.ts";
 import { removeChain, type StorageDisk, type StorageDisks } from "./storage_disks.ts";
-import { makeOverlay } from "./storage_images.ts";
+import type { StorageImages } from "./storage_images.ts";
 
 /** What they need of their worker. */
 export interface FleecingSurroundings {
   /** Of the machine or the disk: begins export names. */
   name: string;
   block: BlockLayer;
+  images: StorageImages;
   disks: StorageDisks;
   exports: MachineExports;
   /** Where temporary images go unless a request says otherwise. */
@@ -40,6 +41,18 @@ export interface FleecingSurroundings {
   emit: (event: IoEvent) => void;
   /** Ends the sessions on an export that can't be opened any more. */
   closeSessions: (exportName: string) => Promise<unknown>;
+}
+
+/** A fleecing that is about to start. */
+export interface BegunFleecing {
+  /** For the block layer. */
+  readonly options: FleecingOptions;
+  /** Changes of bitmaps at the same moment, after its own action. */
+  readonly changes: readonly BitmapAction[];
+  /** It stands. */
+  readonly accept: (fleecing: Fleecing) => FleecingInfo;
+  /** It does not: nothing is left. */
+  readonly reject: () => Promise<void>;
 }
 
 /** A disk in a fleecing. */
@@ -70,41 +83,41 @@ export class StorageFleecings {
     this.#around = around;
   }
 
-  /** Freezes disks, with changes of bitmaps at the same moment. */
-  async start(
-    request: FleecingRequest,
-    changes: readonly BitmapAction[] = [],
-  ): Promise<FleecingInfo> {
+  /**
+   * What a fleecing is made of, to be started in a transaction with `changes` of bitmaps behind it.
+   * Either `accept` or `reject` is called then.
+   */
+  async begin(request: FleecingRequest): Promise<BegunFleecing> {
     this.#checkNew(request);
-    const { exports, emit } = this.#around;
-    const { graph, kernels, bitmaps } = this.#around.block;
+    const { emit, block: { kernels, bitmaps } } = this.#around;
     const { name } = request;
     const scratchDirectory = request.scratchDirectory ?? this.#around.scratchDirectory;
     const parts: Part[] = [];
+    const reject = () => this.#dropOverlays(parts);
     try {
       for (const disk of request.disks) parts.push(await this.#prepare(disk, request));
-      const fleecing = await Fleecing.start(graph, {
+      const options = {
         ...request,
         disks: parts.map((part) => this.#describePart(part, request)),
         scratchDirectory,
         kernels,
-        bitmapChanges: { bitmaps, actions: [...changes, ...startActions(parts, request)] },
-        onBroken: (disk, error) =>
+        onBroken: (disk: string, error: BlockError) =>
           emit({ type: "fleecingBroken", fleecing: name, disk, error: toWireError(error) }),
-      });
-      const standing = { fleecing, request, parts };
-      try {
-        exports.add(fleecing.exports);
-      } catch (error) {
-        await this.#takeDown(standing, "failure");
-        throw error;
-      }
-      this.#standing.set(name, standing);
-      return this.info(name);
+      };
+      const changes = startActions(parts, { request, bitmaps });
+      const accept = (fleecing: Fleecing) => this.#accept({ fleecing, request, parts });
+      return { options, changes, accept, reject };
     } catch (error) {
-      await this.#dropOverlays(parts);
+      await reject();
       throw error;
     }
+  }
+
+  #accept(standing: Standing): FleecingInfo {
+    const { fleecing } = standing;
+    this.#around.exports.add(fleecing.exports);
+    this.#standing.set(fleecing.name, standing);
+    return this.info(fleecing.name);
   }
 
   /** How it stands. Throws ENOENT. */
@@ -181,13 +194,32 @@ export class StorageFleecings {
     if (request.scheme === "old") {
       const directory = request.scratchDirectory ?? this.#around.scratchDirectory;
       const path = `${directory}/fleecing-${crypto.randomUUID()}.qcow2`;
-      const overlay = await makeOverlay(this.#around.block.graph, {
-        path,
-        backing: disk.backend.node,
-      });
+      const overlay = await this.#makeOverlay(path, disk.backend.node);
       part.overlay = { node: overlay, path };
     }
     return part;
+  }
+
+  /** A qcow2 image whose backing node is what the guest works on now. */
+  async #makeOverlay(path: string, below: BlockNode): Promise<BlockNode> {
+    const { images, block: { graph } } = this.#around;
+    const { sizeBytes } = below;
+    const image = {
+      path,
+      format: "qcow2",
+      sizeBytes,
+      clusterSizeBytes: null,
+      backing: null,
+    } as const;
+    const overlay = await images.make(image);
+    try {
+      await graph.drained([overlay, below], () => graph.setBacking(overlay, below));
+      return overlay;
+    } catch (error) {
+      await removeChain(graph, overlay);
+      images.discard(path);
+      throw error;
+    }
   }
 
   #describePart({ disk, node, since, overlay }: Part, request: FleecingRequest): FleecingDisk {
@@ -232,7 +264,7 @@ export class StorageFleecings {
       const { node, path } = part.overlay;
       part.overlay = null;
       await removeChain(this.#around.block.graph, node);
-      Deno.removeSync(path);
+      this.#around.images.discard(path);
     }
   }
 }
@@ -242,10 +274,16 @@ function recorderOf({ name, since, checkpoint }: FleecingRequest): string | null
   return checkpoint ?? (since === null ? null : `ovis-fleecing-${name}`);
 }
 
-function startActions(parts: readonly Part[], request: FleecingRequest): BitmapAction[] {
+/** A bitmap that missed changes is of no use to anybody: its name is free. */
+function startActions(
+  parts: readonly Part[],
+  { request, bitmaps }: { request: FleecingRequest; bitmaps: DirtyBitmaps },
+): BitmapAction[] {
   const recorder = recorderOf(request);
   return parts.flatMap(({ node, since }) => {
     const actions: BitmapAction[] = [];
+    const known = bitmaps.list(node).find(({ name }) => name === recorder);
+    if (known?.isInconsistent) actions.push({ type: "remove", node, name: known.name });
     if (since !== null) actions.push({ type: "disable", node, name: since.name });
     if (recorder !== null && (since !== null || request.checkpoint !== null)) {
       const persistent = node.bitmapStore !== null && request.checkpoint !== null;

@@ -2,7 +2,8 @@
  * The jobs of a worker's disks, as the control isolate knows them: it starts and commands them, and
  * is told of each change of status, of progress at most once a second, and of the end.
  *
- *   started --...--> concluded: told with its error, then dismissed here; the control isolate keeps it
+ *   started --...--> concluded: what only it used is closed, then it is told with its error and
+ *                              dismissed here; the control isolate keeps it
  *
  * Jobs that a monitor started are told of too; only their monitor dismisses them.
  *
@@ -10,41 +11,173 @@
  */
 
 import type { BlockLayer } from "../block/block_layer.ts";
+import { BlockError } from "../block/errors.ts";
+import type { BackupOptions } from "../block/jobs/backup.ts";
+import { startBackup } from "../block/jobs/backup.ts";
+import { startCommit } from "../block/jobs/commit.ts";
 import type { Job } from "../block/jobs/job.ts";
+import { startMirror } from "../block/jobs/mirror.ts";
+import { startStream } from "../block/jobs/stream.ts";
 import type { JobEvent } from "../block/jobs/types.ts";
-import type { IoEvent, JobCommand, JobInfo } from "./messages.ts";
+import type { BlockNode } from "../block/node.ts";
+import type {
+  BackupRequest,
+  IoEvent,
+  JobCommand,
+  JobInfo,
+  JobRequest,
+  JobRequestBase,
+} from "./messages.ts";
+import { chainOf, removeChain, type StorageDisks } from "./storage_disks.ts";
+import type { StorageImages } from "./storage_images.ts";
 
 const PROGRESS_MS = 1000;
 
+/** What jobs need of their worker. */
+export interface JobSurroundings {
+  block: BlockLayer;
+  disks: StorageDisks;
+  images: StorageImages;
+  emit: (event: IoEvent) => void;
+}
+
+/** A backup that is about to start. */
+export interface BegunBackup {
+  /** For the block layer. */
+  readonly options: BackupOptions;
+  /** It runs. */
+  readonly accept: (job: Job) => JobInfo;
+  /** It does not: nothing is left. */
+  readonly reject: () => Promise<void>;
+}
+
+/** A job that was started here. */
+interface OwnJob {
+  disk: string;
+  /** Nodes that may have lost their last user at its end. */
+  nodes: Set<BlockNode>;
+}
+
 /** See the module's head. */
 export class StorageJobs {
+  readonly #around: JobSurroundings;
   readonly #block: BlockLayer;
-  readonly #emit: (event: IoEvent) => void;
   readonly #unlisten: () => void;
-  /** Those started here, with their disks. */
-  readonly #own = new Map<string, { disk: string; onEnd: (job: Job) => Promise<void> }>();
+  readonly #own = new Map<string, OwnJob>();
   #timer: ReturnType<typeof setInterval> | null = null;
 
-  /** Follows all jobs of `block`. */
-  constructor(block: BlockLayer, emit: (event: IoEvent) => void) {
-    this.#block = block;
-    this.#emit = emit;
-    this.#unlisten = block.jobs.onEvent((event) => this.#onEvent(event));
+  /** Follows all jobs of the block layer. */
+  constructor(around: JobSurroundings) {
+    this.#around = around;
+    this.#block = around.block;
+    this.#unlisten = around.block.jobs.onEvent((event) => this.#onEvent(event));
   }
 
-  /** Starts a job on `disk` by `start`; `onEnd` puts away what only the job needed. */
-  async start(
-    id: string,
-    options: { disk: string; start: () => Promise<Job>; onEnd?: (job: Job) => Promise<void> },
-  ): Promise<JobInfo> {
-    const onEnd = options.onEnd ?? (() => Promise.resolve());
-    this.#own.set(id, { disk: options.disk, onEnd });
+  /** Starts a job. Throws a BlockError and leaves nothing. */
+  async start(request: JobRequest): Promise<JobInfo> {
+    if (request.type === "backup") {
+      const { options, accept, reject } = await this.beginBackup(request);
+      try {
+        return accept(await startBackup(this.#block, options));
+      } catch (error) {
+        await reject();
+        throw error;
+      }
+    }
+    const { node } = this.#around.disks.get(request.disk);
+    const own = this.#begin(request);
     try {
-      return this.#describe(await options.start());
+      return this.#describe(await this.#startOn(node, request, own));
     } catch (error) {
-      this.#own.delete(id);
+      this.#own.delete(request.id);
       throw error;
     }
+  }
+
+  /** A backup with its target, to be started alone or in a transaction. */
+  async beginBackup(request: BackupRequest): Promise<BegunBackup> {
+    const { id, sync, bitmap, bitmapMode, target } = request;
+    const source = this.#around.disks.get(request.disk).node;
+    const own = this.#begin(request);
+    const targetNode = await this.#around.images.make(target).catch((error: unknown) => {
+      this.#own.delete(id);
+      throw error;
+    });
+    own.nodes.add(targetNode);
+    const options: BackupOptions = {
+      ...jobOptions(request),
+      source,
+      target: targetNode,
+      sync,
+      ...(bitmap !== null && { bitmap }),
+      ...(bitmapMode !== null && { bitmapMode }),
+      compress: request.isCompressed,
+      onSourceError: request.onSourceError,
+      onTargetError: request.onTargetError,
+    };
+    return {
+      options,
+      accept: (job) => this.#describe(job),
+      reject: async () => {
+        this.#own.delete(id);
+        await removeChain(this.#block.graph, targetNode);
+        this.#around.images.discard(target.path);
+      },
+    };
+  }
+
+  #begin({ id, disk }: JobRequestBase): OwnJob {
+    if (this.#own.has(id)) throw new BlockError("EINVAL", `Job ID '${id}' already in use`);
+    const nodes = new Set(chainOf(this.#around.disks.get(disk).node));
+    const own = { disk, nodes };
+    this.#own.set(id, own);
+    return own;
+  }
+
+  async #startOn(
+    node: BlockNode,
+    request: Exclude<JobRequest, { type: "backup" }>,
+    own: OwnJob,
+  ): Promise<Job> {
+    const { graph } = this.#block;
+    const options = jobOptions(request);
+    switch (request.type) {
+      case "mirror": {
+        const { sync, copyMode, onSourceError, onTargetError, target: image } = request;
+        const target = await this.#around.images.make(image);
+        own.nodes.add(target);
+        const policies = { onSourceError, onTargetError };
+        const mirror = { ...options, ...policies, source: node, target, sync, copyMode };
+        return await startMirror(this.#block, mirror).catch(async (error: unknown) => {
+          await removeChain(graph, target);
+          this.#around.images.discard(image.path);
+          throw error;
+        });
+      }
+      case "commit": {
+        const { top, base, onError } = request;
+        return await startCommit(this.#block, {
+          ...options,
+          device: node,
+          ...(top !== null && { top: this.#inChain(node, top) }),
+          ...(base !== null && { base: this.#inChain(node, base) }),
+          onError,
+        });
+      }
+      case "stream": {
+        const { base, onError } = request;
+        const kept = base === null ? {} : { base: this.#inChain(node, base) };
+        return await startStream(this.#block, { ...options, device: node, ...kept, onError });
+      }
+    }
+  }
+
+  /** A node of a disk's chain, by name. */
+  #inChain(node: BlockNode, name: string): BlockNode {
+    for (const image of chainOf(node)) {
+      if (image.nodeName === name) return image;
+    }
+    throw new BlockError("ENOENT", `Node '${name}' is not in the disk's chain`);
   }
 
   /** Asks something of a job. Throws where its status does not allow that, or it is not there. */
@@ -91,21 +224,26 @@ export class StorageJobs {
     const { id, status } = event.data;
     const job = this.#block.jobs.find(id);
     if (job === undefined) return;
-    if (status !== "null") this.#emit({ type: "job", job: this.#describe(job) });
     const own = this.#own.get(id);
+    // The status is being changed right now.
     if (status === "concluded" && own !== undefined) {
-      // The status is being changed right now.
-      queueMicrotask(() => void this.#putAway(job, own.onEnd));
-    }
+      queueMicrotask(() => void this.#putAway(job, own));
+    } else if (status !== "null") this.#around.emit({ type: "job", job: this.#describe(job) });
     this.#follow();
   }
 
-  async #putAway(job: Job, onEnd: (job: Job) => Promise<void>): Promise<void> {
+  /** Whoever hears of the end may open what the job made. */
+  async #putAway(job: Job, { nodes }: OwnJob): Promise<void> {
     await job.whenConcluded();
-    await onEnd(job);
-    if (job.status === "concluded") job.dismiss();
-    this.#own.delete(job.id);
-    this.#follow();
+    const { graph, jobs } = this.#block;
+    try {
+      for (const node of nodes) await removeChain(graph, node);
+    } finally {
+      this.#around.emit({ type: "job", job: this.#describe(job) });
+      if (jobs.find(job.id) === job) job.dismiss();
+      this.#own.delete(job.id);
+      this.#follow();
+    }
   }
 
   /** A timer runs while there are jobs. */
@@ -122,8 +260,12 @@ export class StorageJobs {
   #report(): void {
     for (const job of this.#block.jobs.list()) {
       if (job.status === "running" || job.status === "ready") {
-        this.#emit({ type: "job", job: this.#describe(job) });
+        this.#around.emit({ type: "job", job: this.#describe(job) });
       }
     }
   }
+}
+
+function jobOptions({ id, speed, isAutoFinalize }: JobRequestBase) {
+  return { jobId: id, speed, autoFinalize: isAutoFinalize, autoDismiss: false };
 }

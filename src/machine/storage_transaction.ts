@@ -1,81 +1,122 @@
 /**
- * Transactions of a worker's disks: several actions at one moment, all or none.
+ * Transactions of a worker's disks in the words of messages.ts: several actions at one moment, all or
+ * none (block/transaction.ts).
  *
  * @module
  */
 
+import type { BitmapAction } from "../block/bitmap_transaction.ts";
 import type { BlockLayer } from "../block/block_layer.ts";
-import { type BitmapAction, runBitmapTransaction } from "../block/bitmap_transaction.ts";
-import { BlockError } from "../block/errors.ts";
-import type { BitmapChange, TransactionAction, TransactionResult } from "./messages.ts";
+import { Fleecing } from "../block/fleecing.ts";
+import type { Job } from "../block/jobs/job.ts";
+import { runTransaction, type TransactionAction as BlockAction } from "../block/transaction.ts";
+import type {
+  BackupRequest,
+  BitmapChange,
+  FleecingRequest,
+  TransactionAction,
+  TransactionResult,
+} from "./messages.ts";
+import { bitmapAction } from "./storage_bitmaps.ts";
 import type { StorageDisks } from "./storage_disks.ts";
 import type { StorageFleecings } from "./storage_fleecings.ts";
+import type { StorageImages } from "./storage_images.ts";
+import type { StorageJobs } from "./storage_jobs.ts";
 
 /** What actions work on. */
 export interface TransactionSurroundings {
-  /** Held still meanwhile. */
   block: BlockLayer;
   disks: StorageDisks;
+  images: StorageImages;
   fleecings: StorageFleecings;
+  jobs: StorageJobs;
+}
+
+/** An action, as the block layer takes it. */
+interface Begun {
+  actions: BlockAction[];
+  /** What came of the first of `actions`. */
+  accept: (result: unknown) => TransactionResult;
+  reject: () => Promise<void>;
 }
 
 /** Carries out all, or none: then throws the error of the one that failed. */
 export async function carryOut(
   actions: readonly TransactionAction[],
-  { block: { graph, bitmaps }, disks, fleecings }: TransactionSurroundings,
+  around: TransactionSurroundings,
 ): Promise<TransactionResult[]> {
-  const changes: BitmapAction[] = [];
-  const others = [];
-  for (const action of actions) {
-    if (action.type === "abort") changes.push({ type: "abort" });
-    else if (isBitmapChange(action)) changes.push(toBitmapAction(action, disks));
-    else others.push(action);
+  const begun: Begun[] = [];
+  try {
+    for (const action of actions) begun.push(await begin(action, around));
+    const results = await runTransaction(around.block, begun.flatMap(({ actions }) => actions));
+    let index = 0;
+    return begun.map(({ actions, accept }) => {
+      const result = results[index];
+      index += actions.length;
+      return accept(result);
+    });
+  } catch (error) {
+    for (const { reject } of begun.reverse()) await reject();
+    throw error;
   }
-  const [other, ...more] = others;
-  if (other === undefined) {
-    const nodes = disks.list.map(({ node }) => node);
-    await graph.drained(nodes, () => runBitmapTransaction(bitmaps, changes));
-    return actions.map(() => null);
-  }
-  if (other.type !== "fleecing" || more.length > 0) {
-    throw new BlockError("ENOTSUP", `a transaction can't have ${other.type} in it`);
-  }
-  const fleecing = await fleecings.start(other, changes);
-  return actions.map((action) => action === other ? { fleecing } : null);
 }
 
-function isBitmapChange(action: TransactionAction): action is BitmapChange {
-  return action.type.startsWith("bitmap-");
+function begin(action: TransactionAction, around: TransactionSurroundings): Promise<Begun> {
+  switch (action.type) {
+    case "fleecing":
+      return beginFleecing(action, around);
+    case "backup":
+      return beginBackup(action, around);
+    case "snapshot":
+      return Promise.resolve(beginSnapshot(action, around));
+    case "abort":
+      return Promise.resolve(plain({ type: "abort" }));
+    default:
+      return Promise.resolve(plain(bitmapAction(action satisfies BitmapChange, around.disks)));
+  }
 }
 
-/** In the words of the block layer. Throws ENOENT for disks that are not there. */
-export function toBitmapAction(change: BitmapChange, disks: StorageDisks): BitmapAction {
-  const { node } = disks.get(change.disk);
-  switch (change.type) {
-    case "bitmap-add": {
-      const { name, granularityBytes, isPersistent, isDisabled } = change;
-      const options = {
-        name,
-        persistent: isPersistent ?? node.bitmapStore !== null,
-        disabled: isDisabled,
-        ...(granularityBytes !== null && { granularity: granularityBytes }),
-      };
-      return { type: "add", node, options };
-    }
-    case "bitmap-remove":
-      return { type: "remove", node, name: change.name };
-    case "bitmap-clear":
-      return { type: "clear", node, name: change.name };
-    case "bitmap-enable":
-      return { type: "enable", node, name: change.name };
-    case "bitmap-disable":
-      return { type: "disable", node, name: change.name };
-    case "bitmap-merge": {
-      const bitmaps = change.bitmaps.map(({ disk, name }) => ({
-        node: disks.get(disk).node,
-        name,
-      }));
-      return { type: "merge", node, target: change.target, bitmaps };
-    }
-  }
+async function beginFleecing(
+  request: FleecingRequest,
+  { fleecings }: TransactionSurroundings,
+): Promise<Begun> {
+  const { options, changes, accept, reject } = await fleecings.begin(request);
+  return {
+    // The view is of the bitmaps as they are before the changes.
+    actions: [{ type: "fleecing", options }, ...changes],
+    accept: (result) => result instanceof Fleecing ? { fleecing: accept(result) } : null,
+    reject,
+  };
+}
+
+async function beginBackup(
+  request: BackupRequest,
+  { jobs }: TransactionSurroundings,
+): Promise<Begun> {
+  const { options, accept, reject } = await jobs.beginBackup(request);
+  return {
+    actions: [{ type: "blockdev-backup", options }],
+    accept: (result) => ({ job: accept(result as Job) }),
+    reject,
+  };
+}
+
+function beginSnapshot(
+  { disk, overlay }: Extract<TransactionAction, { type: "snapshot" }>,
+  { block, disks, images }: TransactionSurroundings,
+): Begun {
+  const options = {
+    node: disks.get(disk).node,
+    overlay: () => images.make(overlay),
+    jobs: block.jobs,
+  };
+  return {
+    actions: [{ type: "blockdev-snapshot", options }],
+    accept: () => null,
+    reject: () => Promise.resolve(images.discard(overlay.path)),
+  };
+}
+
+function plain(action: BitmapAction): Begun {
+  return { actions: [action], accept: () => null, reject: () => Promise.resolve() };
 }

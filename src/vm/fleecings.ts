@@ -78,6 +78,16 @@ export interface Fleecing {
   brokenBy: string | null;
 }
 
+/** A fleecing on record that is about to start. */
+export interface BegunFleecing {
+  /** What the worker is asked for. */
+  readonly request: FleecingRequest;
+  /** The worker has done it. */
+  readonly accept: (info: FleecingInfo) => Promise<FleecingStatus>;
+  /** It has not: nothing is left. */
+  readonly reject: () => Promise<void>;
+}
+
 /** A fleecing with its figures of this moment. */
 export interface FleecingStatus {
   /** What does not change. */
@@ -165,57 +175,80 @@ export class Fleecings {
     driver: MachineDriver,
     order: FleecingOrder & { name: string },
   ): Promise<FleecingStatus> {
-    const { store, directory } = this.#context;
+    const begun = await this.begin(driver, order);
+    try {
+      const info = await driver.call("fleecingStart", begun.request).catch((error: unknown) => {
+        throw explainReference(error);
+      });
+      return await begun.accept(info);
+    } catch (error) {
+      await begun.reject();
+      throw error;
+    }
+  }
+
+  /** Puts a fleecing on record before it starts, alone or in a transaction. */
+  async begin(
+    driver: MachineDriver,
+    order: FleecingOrder & { name: string },
+  ): Promise<BegunFleecing> {
+    const { store } = this.#context;
     this.#checkNew(order);
     await this.#checkSince(driver, order);
     const estimate = await this.#estimate(driver, order);
-    const scratchDirectory = order.scratchFolder === null
-      ? null
-      : join(this.#allowed(order.scratchFolder), `.ovis-${this.#id}-${order.name}`);
-    const { scratchFolder: _, onScratchShort: _1, expiresInSeconds, ...rest } = order;
-    const request: FleecingRequest = { ...rest, scratchDirectory };
+    const { scratchFolder, onScratchShort: _, expiresInSeconds, ...rest } = order;
     const { name, checkpoint } = order;
+    const scratchDirectory = scratchFolder === null
+      ? null
+      : join(this.#allowed(scratchFolder), `.ovis-${this.#id}-${name}`);
+    const request: FleecingRequest = { ...rest, scratchDirectory };
     const key = `${this.#vm}/${name}`;
     const createdAt = new Date().toISOString();
-    store.fleecings.put(key, {
-      key,
-      vm: this.#vm,
-      name,
-      createdAt,
-      scratchDirectory,
-      checkpoint,
-    });
-    try {
-      if (scratchDirectory !== null) await Deno.mkdir(scratchDirectory, { mode: 0o700 });
-      const info = await driver.call("fleecingStart", request).catch((error: unknown) => {
-        throw explainStart(error);
-      });
-      const expiresAt = expiresInSeconds === null
-        ? null
-        : new Date(Date.now() + expiresInSeconds * 1000).toISOString();
-      const fleecing = this.#describe(info, { request, createdAt, estimate, expiresAt });
-      try {
-        directory.add(fleecing.exports);
-      } catch (error) {
-        await driver.call("fleecingEnd", { name, result: "failure" });
-        throw error;
-      }
-      const timer = expiresInSeconds === null
-        ? null
-        : setTimeout(() => this.#context.onExpired(name), expiresInSeconds * 1000);
-      this.#active.set(name, { fleecing, scratchDirectory, timer });
-      if (checkpoint !== null) {
-        this.#context.checkpoints.add(checkpoint, { disks: order.disks, createdAt });
-      }
-      this.#tell("fleecing.started", { fleecing: name, disks: order.disks, checkpoint });
-      return { fleecing, disks: info.disks };
-    } catch (error) {
+    store.fleecings.put(key, { key, vm: this.#vm, name, createdAt, scratchDirectory, checkpoint });
+    const reject = async () => {
       if (scratchDirectory !== null) {
         await Deno.remove(scratchDirectory, { recursive: true }).catch(ignoreMissing);
       }
       store.fleecings.remove(key);
+    };
+    try {
+      if (scratchDirectory !== null) await Deno.mkdir(scratchDirectory, { mode: 0o700 });
+    } catch (error) {
+      await reject();
       throw error;
     }
+    const accept = (info: FleecingInfo) =>
+      this.#accept(driver, info, { request, createdAt, estimate, expiresInSeconds });
+    return { request, accept, reject };
+  }
+
+  /** It stands in the worker. Where its exports can't be had it is ended again. */
+  async #accept(
+    driver: MachineDriver,
+    info: FleecingInfo,
+    options: {
+      request: FleecingRequest;
+      createdAt: string;
+      estimate: ScratchEstimate;
+      expiresInSeconds: number | null;
+    },
+  ): Promise<FleecingStatus> {
+    const { request, createdAt, expiresInSeconds } = options;
+    const { name, checkpoint, disks, scratchDirectory } = request;
+    const lifeMs = expiresInSeconds === null ? null : expiresInSeconds * 1000;
+    const expiresAt = lifeMs === null ? null : new Date(Date.now() + lifeMs).toISOString();
+    const fleecing = this.#describe(info, { ...options, expiresAt });
+    try {
+      this.#context.directory.add(fleecing.exports);
+    } catch (error) {
+      await driver.call("fleecingEnd", { name, result: "failure" });
+      throw error;
+    }
+    const timer = lifeMs === null ? null : setTimeout(() => this.#context.onExpired(name), lifeMs);
+    this.#active.set(name, { fleecing, scratchDirectory, timer });
+    if (checkpoint !== null) this.#context.checkpoints.add(checkpoint, { disks, createdAt });
+    this.#tell("fleecing.started", { fleecing: name, disks, checkpoint });
+    return { fleecing, disks: info.disks };
   }
 
   #checkNew({ name, checkpoint }: FleecingOrder): void {
@@ -388,7 +421,7 @@ export class Fleecings {
 }
 
 /** Whatever a client named and isn't there is the client's mistake, not a missing export. */
-function explainStart(error: unknown): unknown {
+export function explainReference(error: unknown): unknown {
   const mapped = toServiceError(error);
   return mapped instanceof ServiceError && mapped.code === "exportNotFound"
     ? new ServiceError("badReference", mapped.message, { cause: error })

@@ -11,6 +11,7 @@ import type {
   BackupRequest,
   JobCommand,
   JobErrorPolicy,
+  JobInfo,
   JobRequest,
   JobRequestBase,
   NewImage,
@@ -51,6 +52,16 @@ export type JobOrder =
     | { type: "stream"; base: string | null; onError: JobErrorPolicy }
   );
 
+/** A job on record that is about to start. */
+export interface BegunJob {
+  /** What the worker is asked for; the disk's name is still the resource's. */
+  readonly request: JobRequest;
+  /** The worker has started it. */
+  readonly accept: (job: JobInfo) => JobEntry;
+  /** It has not: nothing is left. */
+  readonly reject: () => Promise<void>;
+}
+
 /** See the module's head. */
 export class JobStarter {
   /** All jobs, with what became of them. */
@@ -65,45 +76,45 @@ export class JobStarter {
 
   /** Starts a job. */
   async start(order: JobOrder): Promise<JobEntry> {
-    return await this.prepare(order, async (request) => {
-      await this.#disks.use(order.disk, async (driver, disk) => {
-        const job = await driver.call("jobStart", { ...request, disk });
-        const vm = this.#disks.holderOf(order.disk)?.vm ?? null;
-        this.book.note({ ...job, disk: order.disk }, { vm, disk: order.disk });
-      });
-    });
+    const begun = this.begin(order);
+    try {
+      return await this.#disks.use(
+        order.disk,
+        async (driver, disk) =>
+          begun.accept(await driver.call("jobStart", { ...begun.request, disk })),
+      );
+    } catch (error) {
+      await begun.reject();
+      throw error;
+    }
   }
 
-  /** Puts a job and its target on record, and calls `start`; takes both back where that fails. */
-  async prepare(
-    order: JobOrder,
-    start: (request: JobRequest) => Promise<void>,
-  ): Promise<JobEntry> {
+  /** Puts a job and its target on record before it starts, alone or in a transaction. */
+  begin(order: JobOrder): BegunJob {
     const id = order.id ?? this.book.freeId(order.type);
     const { disk, type, speed } = order;
-    const source = this.#disks.get(disk);
+    const { sizeBytes } = this.#disks.get(disk);
     const vm = this.#disks.holderOf(disk)?.vm ?? null;
     const target = "target" in order ? order.target : null;
     this.book.begin(
       { id, type, speed, vm, disk, target: target?.name ?? null },
       (job) => this.#end(job),
     );
+    const reject = async () => {
+      this.book.drop(id);
+      if (target !== null) await this.#disks.endTarget(target.name, false);
+    };
     try {
-      const image = target && this.#disks.beginTarget(
-        { ...target, sizeBytes: source.sizeBytes },
-        disk,
-      ).image;
-      try {
-        await start(requestOf(order, { id, image }));
-      } catch (error) {
-        if (target !== null) await this.#disks.endTarget(target.name, false);
-        throw error;
-      }
+      const image = target && this.#disks.beginTarget({ ...target, sizeBytes }, disk).image;
+      const accept = (job: JobInfo) => {
+        this.book.note({ ...job, disk }, { vm, disk });
+        return this.book.get(id);
+      };
+      return { request: requestOf(order, { id, image }), accept, reject };
     } catch (error) {
       this.book.drop(id);
       throw error;
     }
-    return this.book.get(id);
   }
 
   /** Asks something of a job. */

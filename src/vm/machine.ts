@@ -21,8 +21,6 @@ import type {
   IoMethod,
   IoMethods,
   MachineConfig,
-  TransactionAction,
-  TransactionResult,
 } from "../machine/messages.ts";
 import { ConsoleLog } from "./console_log.ts";
 import { Checkpoints } from "./checkpoints.ts";
@@ -32,15 +30,22 @@ import type { DriverEvents, MachineDriver, OpenDriver } from "./driver.ts";
 import { ServiceError, toServiceError } from "./errors.ts";
 import type { EventLog } from "./event_log.ts";
 import type { ExportDirectory } from "./export_directory.ts";
-import { type FleecingOrder, Fleecings, type FleecingStatus } from "./fleecings.ts";
+import {
+  explainReference,
+  type FleecingOrder,
+  Fleecings,
+  type FleecingStatus,
+} from "./fleecings.ts";
 import type { Images } from "./images.ts";
 import { decide, isOpen, type LifeCycleRequest, type MachineState } from "./life_cycle.ts";
 import type { JobBook } from "./job_book.ts";
+import type { JobStarter } from "./job_starter.ts";
 import type { Log } from "./log.ts";
 import { answerMonitor } from "./monitor.ts";
 import { ownDiskName } from "./names.ts";
 import { RequestQueue } from "./request_queue.ts";
 import type { MachineDisk, MachineRecord, Store } from "./store.ts";
+import { runTransaction, type TransactionOrder, type TransactionOutcome } from "./transaction.ts";
 
 /** What a machine needs of its surroundings. */
 export interface MachineContext {
@@ -50,6 +55,8 @@ export interface MachineContext {
   disks: Disks;
   /** Told of jobs. */
   jobs: JobBook;
+  /** Puts jobs of transactions on record. */
+  starter: JobStarter;
   /** Told of states and fleecings. */
   events: EventLog;
   /** Folders that temporary images may go to, beside the data folder. */
@@ -247,16 +254,19 @@ export class Machine {
     });
   }
 
-  /** Carries out actions at one moment, or none. Names of disks are the machine's. */
-  transact(actions: TransactionAction[]): Promise<TransactionResult[]> {
-    return this.#queue.run(async () => {
-      const driver = this.#requireDriver("take a transaction");
-      try {
-        return (await driver.call("transact", { actions })).results;
-      } catch (error) {
-        throw explainDriver(this.#record.name, error);
-      }
-    });
+  /** Carries out actions at one moment, or none. */
+  transact(orders: readonly TransactionOrder[]): Promise<TransactionOutcome[]> {
+    return this.#queue.run(() =>
+      runTransaction(orders, {
+        machine: this,
+        driver: this.#requireDriver("take a transaction"),
+        disks: this.#context.disks,
+        jobs: this.#context.starter,
+        chooseDisks: (names) => this.#chooseDisks(names),
+      }).catch((error: unknown) => {
+        throw explainDriver(this.#record.name, explainReference(error));
+      })
+    );
   }
 
   /** The disks that are meant by these names: all, where none is named. Throws badReference. */

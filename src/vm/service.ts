@@ -71,9 +71,10 @@ export class Service implements AsyncDisposable {
     const shared = { folder, store, events, jobs: book, log, allowedFolders };
     const disks = new Disks({ ...shared, openStorage });
     stack.defer(() => disks.close());
-    const machines = new Registry({ ...shared, images, disks, directory, openDriver, nbdHost });
-    stack.defer(() => machines.close());
     const jobs = new JobStarter(book, disks);
+    const surroundings = { ...shared, images, disks, directory, starter: jobs };
+    const machines = new Registry({ ...surroundings, openDriver, nbdHost });
+    stack.defer(() => machines.close());
     return new Service(folder, images, machines, disks, jobs, events, directory, stack.move());
   }
 

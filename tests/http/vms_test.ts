@@ -14,7 +14,13 @@ Deno.test("POST /v1/vms makes and starts a machine, also with the content type o
   const vm = await response.json();
   assertEquals(vm.state, "running");
   assertEquals(vm.memoryBytes, 536870912);
-  assertEquals(vm.disks, [{ name: "disk0", sizeBytes: 67108864, readOnly: false }]);
+  assertEquals(vm.disks, [{
+    name: "disk0",
+    disk: "t1:disk0",
+    format: "raw",
+    sizeBytes: 67108864,
+    readOnly: false,
+  }]);
   const [disk] = test.driver().config.disks;
   assertEquals((await Deno.stat(disk?.path ?? "")).size, 67108864);
   assertEquals(test.driver().calls, ["start"]);

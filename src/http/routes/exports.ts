@@ -141,7 +141,10 @@ function addContentRoute(router: Router, service: Service): void {
     if (choice.kind === "part") {
       headers.set("content-range", `bytes ${offset}-${offset + length - 1}/${info.sizeBytes}`);
     }
-    const body = request.method === "HEAD" ? null : streamContent(machine, range);
+    const body = request.method === "HEAD"
+      ? null
+      : streamContent(range, async (piece) =>
+        (await machine.call("exportRead", { exportName: info.name, ...piece })).bytes);
     return new Response(body, { status: choice.kind === "part" ? 206 : 200, headers });
   });
 }

@@ -2,7 +2,7 @@
 
 import type { z } from "@hono/zod-openapi";
 import { ServiceError } from "../../vm/errors.ts";
-import type { FleecingStatus } from "../../vm/fleecings.ts";
+import type { FleecingOrder, FleecingStatus } from "../../vm/fleecings.ts";
 import type { Machine } from "../../vm/machine.ts";
 import type { Service } from "../../vm/service.ts";
 import type { Links } from "../links.ts";
@@ -18,6 +18,7 @@ import {
   VmParams,
 } from "../schemas.ts";
 import { readPage } from "../page.ts";
+import type { Parsed } from "../zod_types.ts";
 
 const tag = "Fleecings";
 
@@ -55,12 +56,7 @@ function addStartRoute(router: Router, service: Service, links: Links): void {
     ],
   }, async ({ request, params, body }) => {
     const machine = service.machines.get(params.vm);
-    const { name = null, minClusterSize, ...rest } = body;
-    const status = await machine.startFleecing({
-      ...rest,
-      name,
-      minClusterSizeBytes: minClusterSize,
-    });
+    const status = await machine.startFleecing(toFleecingOrder(body));
     return json(describeFleecing(status, { machine, links, request }), {
       status: 201,
       headers: { location: `/v1/vms/${params.vm}/fleecings/${status.fleecing.name}` },
@@ -176,7 +172,14 @@ function addDiscardRoute(router: Router, service: Service): void {
   });
 }
 
-function describeFleecing(
+/** A fleecing as the service takes it. */
+export function toFleecingOrder(body: Parsed<typeof NewFleecingSchema>): FleecingOrder {
+  const { name = null, minClusterSize, ...rest } = body;
+  return { ...rest, name, minClusterSizeBytes: minClusterSize };
+}
+
+/** A fleecing as clients see it. */
+export function describeFleecing(
   { fleecing, disks }: FleecingStatus,
   { machine, links, request }: { machine: Machine; links: Links; request: Request },
 ): z.input<typeof FleecingSchema> {

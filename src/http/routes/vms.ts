@@ -49,7 +49,7 @@ function addListAndMake(router: Router, service: Service): void {
     json(readPage(query, {
       list: (options) => service.machines.list(options),
       nameOf: ({ record }) => record.name,
-      describe: describeVm,
+      describe: (machine) => describeVm(machine, service),
     })));
 
   router.add({
@@ -63,6 +63,8 @@ function addListAndMake(router: Router, service: Service): void {
     answers: [{ status: 201, description: "Made, and running if asked for", body: VmSchema }],
     problems: [
       "badReference",
+      "deviceBusy",
+      "outOfRange",
       "imageIncomplete",
       "nameTaken",
       "limitReached",
@@ -77,14 +79,18 @@ function addListAndMake(router: Router, service: Service): void {
       image: body.image,
       memoryBytes: body.memoryBytes,
       hartCount: body.harts,
-      disks: body.disks.map(({ name, sizeBytes, readOnly }) => ({
+      disks: body.disks.map(({ name, readOnly, sizeBytes = 0, format, ...rest }) => ({
         name,
         sizeBytes,
         isReadOnly: readOnly,
+        format: format ?? (rest.backing === undefined ? "raw" : "qcow2"),
+        clusterSizeBytes: rest.clusterSizeBytes ?? null,
+        backing: rest.backing ?? null,
+        ...(rest.disk !== undefined && { disk: rest.disk }),
       })),
       start: body.start,
     });
-    return json(describeVm(machine), {
+    return json(describeVm(machine, service), {
       status: 201,
       headers: { location: `/v1/vms/${body.name}` },
     });
@@ -100,7 +106,7 @@ function addShowAndDelete(router: Router, service: Service): void {
     params: VmParams,
     answers: [{ status: 200, description: "The machine", body: VmSchema }],
     problems: ["vmNotFound"],
-  }, ({ params }) => json(describeVm(service.machines.get(params.vm))));
+  }, ({ params }) => json(describeVm(service.machines.get(params.vm), service)));
 
   router.add({
     method: "delete",
@@ -130,12 +136,12 @@ function addRequests(router: Router, service: Service): void {
     }, async ({ params }) => {
       const machine = service.machines.get(params.vm);
       await machine.request(request as LifeCycleRequest);
-      return json(describeVm(machine));
+      return json(describeVm(machine, service));
     });
   }
 }
 
-function describeVm(machine: Machine): z.input<typeof VmSchema> {
+function describeVm(machine: Machine, service: Service): z.input<typeof VmSchema> {
   const { record, state, since, failure, exit, fleecings } = machine;
   return {
     name: record.name,
@@ -146,11 +152,14 @@ function describeVm(machine: Machine): z.input<typeof VmSchema> {
     image: record.image,
     memoryBytes: record.memoryBytes,
     harts: record.hartCount,
-    disks: record.disks.map(({ name, sizeBytes, isReadOnly }) => ({
-      name,
-      sizeBytes,
-      readOnly: isReadOnly,
-    })),
+    disks: record.disks.map(({ name, sizeBytes, isReadOnly }) => {
+      const disk = machine.resourceOf(name);
+      const found = service.disks.find(disk);
+      const format = found?.format ?? "raw";
+      return { name, disk, format, sizeBytes: found?.sizeBytes ?? sizeBytes, readOnly: isReadOnly };
+    }),
+    qmp: machine.qmp,
+    checkpoints: machine.checkpoints.list().map(({ name }) => name),
     fleecings: fleecings.list().map(({ name }) => name),
     createdAt: record.createdAt,
   };

@@ -1,0 +1,157 @@
+/** Dirty bitmaps of disks. @module */
+
+import type { BitmapChange } from "../../machine/messages.ts";
+import { ServiceError } from "../../vm/errors.ts";
+import type { Service } from "../../vm/service.ts";
+import { BitmapParams, BitmapSchema, MergeBitmapSchema, NewBitmapSchema } from "../disk_schemas.ts";
+import type { ProblemCode } from "../problem.ts";
+import { json, noContent, type Router } from "../router.ts";
+import { describeBitmap, explainBitmap } from "./disks.ts";
+
+const tag = "Bitmaps";
+const PATH = "/v1/disks/{disk}/bitmaps/{bitmap}";
+const PROBLEMS: ProblemCode[] = [
+  "diskNotFound",
+  "bitmapNotFound",
+  "deviceBusy",
+  "outOfRange",
+  "notSupported",
+  "stopping",
+];
+
+/** What each request does, for the document. */
+const REQUESTS = {
+  clear: "Make a bitmap all clean",
+  enable: "Let a bitmap record",
+  disable: "Let a bitmap stand still",
+} as const;
+
+/** Adds the routes. */
+export function addBitmapRoutes(router: Router, service: Service): void {
+  addMakeAndRemove(router, service);
+  addRequests(router, service);
+  addMerge(router, service);
+}
+
+function addMakeAndRemove(router: Router, service: Service): void {
+  router.add({
+    method: "post",
+    path: PATH,
+    tag,
+    summary: "Add a bitmap to a disk",
+    description:
+      "It marks what is written from now on. On qcow2 it is kept with the disk; on raw " +
+      "it ends with the disk's worker: with its machine, or a while after its last use.",
+    params: BitmapParams,
+    body: NewBitmapSchema,
+    answers: [{ status: 201, description: "Added", body: BitmapSchema }],
+    problems: [...PROBLEMS, "nameTaken"],
+  }, async ({ params, body }) => {
+    const { granularityBytes = null, persistent = null, disabled } = body;
+    await change(service, params.disk, (disk) => ({
+      type: "bitmap-add",
+      disk,
+      name: params.bitmap,
+      granularityBytes,
+      isPersistent: persistent,
+      isDisabled: disabled,
+    }));
+    return json(await show(service, params), { status: 201 });
+  });
+
+  router.add({
+    method: "get",
+    path: PATH,
+    tag,
+    summary: "Show a bitmap",
+    params: BitmapParams,
+    answers: [{ status: 200, description: "The bitmap", body: BitmapSchema }],
+    problems: PROBLEMS,
+  }, async ({ params }) => json(await show(service, params)));
+
+  router.add({
+    method: "delete",
+    path: PATH,
+    tag,
+    summary: "Remove a bitmap",
+    params: BitmapParams,
+    answers: [{ status: 204, description: "Gone" }],
+    problems: PROBLEMS,
+  }, async ({ params }) => {
+    const name = params.bitmap;
+    await change(service, params.disk, (disk) => ({ type: "bitmap-remove", disk, name }));
+    return noContent();
+  });
+}
+
+function addRequests(router: Router, service: Service): void {
+  for (const [request, summary] of Object.entries(REQUESTS)) {
+    const type = `bitmap-${request as keyof typeof REQUESTS}` as const;
+    router.add({
+      method: "post",
+      path: `${PATH}/${request}`,
+      tag,
+      summary,
+      params: BitmapParams,
+      answers: [{ status: 200, description: "Done", body: BitmapSchema }],
+      problems: PROBLEMS,
+    }, async ({ params }) => {
+      await change(service, params.disk, (disk) => ({ type, disk, name: params.bitmap }));
+      return json(await show(service, params));
+    });
+  }
+}
+
+function addMerge(router: Router, service: Service): void {
+  router.add({
+    method: "post",
+    path: `${PATH}/merge`,
+    tag,
+    summary: "Add what other bitmaps mark to a bitmap",
+    description: "Other disks' bitmaps only where one worker has both disks open: those of one " +
+      "running machine.",
+    params: BitmapParams,
+    body: MergeBitmapSchema,
+    answers: [{ status: 200, description: "Merged", body: BitmapSchema }],
+    problems: [...PROBLEMS, "badReference"],
+  }, async ({ params, body }) => {
+    const holder = service.disks.holderOf(params.disk);
+    const bitmaps = body.bitmaps.map(({ disk = params.disk, name }) => {
+      const other = service.disks.holderOf(disk);
+      if (disk !== params.disk && (other === null || other.vm !== holder?.vm)) {
+        throw new ServiceError("badReference", `no worker has ${params.disk} and ${disk} open`);
+      }
+      return { disk: disk === params.disk ? null : other?.disk ?? null, name };
+    });
+    await change(service, params.disk, (own) => ({
+      type: "bitmap-merge",
+      disk: own,
+      target: params.bitmap,
+      bitmaps: bitmaps.map(({ disk, name }) => ({ disk: disk ?? own, name })),
+    }));
+    return json(await show(service, params));
+  });
+}
+
+async function change(
+  service: Service,
+  disk: string,
+  makeChange: (disk: string) => BitmapChange,
+): Promise<void> {
+  await service.disks.use(
+    disk,
+    (driver, own) => driver.call("transact", { actions: [makeChange(own)] }),
+  ).catch(explainBitmap);
+}
+
+async function show(service: Service, { disk, bitmap }: { disk: string; bitmap: string }) {
+  const { bitmaps } = await service.disks.use(
+    disk,
+    (driver, own) => driver.call("diskInfo", { disk: own }),
+  );
+  const found = bitmaps.find(({ name }) => name === bitmap);
+  if (found === undefined) {
+    throw new ServiceError("bitmapNotFound", `disk ${disk} has no bitmap ${bitmap}`);
+  }
+  return describeBitmap(found);
+}
