@@ -91,7 +91,6 @@ function addClients(nbd: Command): void {
     .description("copy between exports and files, as nbdcopy does; null: is a destination too")
     .option("-C, --connections <count>", "connections to a server that allows several", parseCount)
     .option("-R, --requests <count>", "requests in flight on a connection", parseCount)
-    .option("--request-size <bytes>", "of each, a power of two", parseSize)
     .option("--destination-is-zero", "holes need not be written", false)
     .option("--allocated", "write zeroes instead of making holes", false)
     .option("--flush", "end with what was written on stable storage", false)

@@ -104,8 +104,11 @@ export class NbdHandshakeError extends Error {
 const REPLY_BYTES_MAX = 64 * 1024;
 const REPLIES_MAX = 4096;
 
-interface OptionReply {
+/** A server's reply to an option. */
+export interface OptionReply {
+  /** NBD_REP_*. */
   type: number;
+  /** What it means, the type says. */
   data: Uint8Array;
 }
 
@@ -121,25 +124,12 @@ export async function negotiate(
     channel,
     wishes,
   );
-  const name = encodeString(wishes.exportName);
-  const request = new Uint8Array(4 + name.length + 4);
-  viewOf(request).setUint32(0, name.length);
-  request.set(name, 4);
-  viewOf(request).setUint16(4 + name.length, 1);
-  viewOf(request).setUint16(6 + name.length, NBD_INFO_BLOCK_SIZE);
+  const request = infoRequest(wishes.exportName, [NBD_INFO_BLOCK_SIZE]);
   const replies = await option(channel, NBD_OPT_GO, request);
   const final = replies.at(-1);
-  const negotiated: NegotiatedExport = {
-    sizeBytes: -1,
-    transmissionFlags: 0,
-    style,
-    contexts,
-    minimumBlockBytes: 1,
-    preferredBlockBytes: 4096,
-    payloadBytesMax: DEFAULT_PAYLOAD_BYTES,
-  };
+  const negotiated = { ...unknownExport(), style, contexts };
   if (final?.type === NBD_REP_ERR_UNSUP && style !== "extended") {
-    sendOption(channel, NBD_OPT_EXPORT_NAME, name);
+    sendOption(channel, NBD_OPT_EXPORT_NAME, encodeString(wishes.exportName));
     const padding = hasZeroes ? EXPORT_NAME_PADDING_BYTES : 0;
     const view = viewOf(await channel.take(EXPORT_NAME_REPLY_BYTES + padding));
     return { ...negotiated, sizeBytes: checkSize(view, 0), transmissionFlags: view.getUint16(8) };
@@ -152,6 +142,25 @@ export async function negotiate(
   return negotiated;
 }
 
+/** What is taken for granted of an export before the server says more. */
+export function unknownExport(): NegotiatedExport {
+  return {
+    sizeBytes: -1,
+    transmissionFlags: 0,
+    style: "simple",
+    contexts: new Map(),
+    minimumBlockBytes: 1,
+    preferredBlockBytes: 4096,
+    payloadBytesMax: DEFAULT_PAYLOAD_BYTES,
+  };
+}
+
+/** The data of NBD_OPT_INFO and NBD_OPT_GO: a name, and the information that is asked for. */
+export function infoRequest(exportName: string, items: readonly number[]): Uint8Array {
+  const counted = [items.length, ...items].flatMap((item) => [item >> 8, item & 0xff]);
+  return concatBytes([withLength(exportName), Uint8Array.from(counted)]);
+}
+
 /** The server's list of exports. Says goodbye afterwards. */
 export async function listExports(
   channel: HandshakeChannel,
@@ -162,6 +171,11 @@ export async function listExports(
   const replies = await option(channel, NBD_OPT_LIST, new Uint8Array(0));
   requireAck(replies);
   sendOption(channel, NBD_OPT_ABORT, new Uint8Array(0));
+  return listed(replies);
+}
+
+/** The entries among the replies to NBD_OPT_LIST. */
+export function listed(replies: readonly OptionReply[]): ListedExport[] {
   return replies.filter(({ type }) => type === NBD_REP_SERVER).map(({ data }) => {
     const nameBytes = data.length < 4 ? -1 : viewOf(data).getUint32(0);
     if (nameBytes < 0 || nameBytes > data.length - 4) throw violation("a malformed list entry");
@@ -171,8 +185,8 @@ export async function listExports(
   });
 }
 
-/** Returns whether NBD_OPT_EXPORT_NAME will be answered with padding. */
-async function greet(channel: HandshakeChannel): Promise<boolean> {
+/** Exchanges flags. Whether NBD_OPT_EXPORT_NAME will be answered with padding. */
+export async function greet(channel: HandshakeChannel): Promise<boolean> {
   const view = viewOf(await channel.take(GREETING_BYTES));
   const words = [0, 4, 8, 12].map((position) => view.getUint32(position));
   if (words.join() !== [...NBDMAGIC, ...IHAVEOPT].join()) {
@@ -192,13 +206,17 @@ async function greet(channel: HandshakeChannel): Promise<boolean> {
   return !noZeroes;
 }
 
-/** Nothing that was said before counts afterwards, and nothing else has been said. */
-async function secure(channel: HandshakeChannel): Promise<void> {
+/** Asks for TLS. Nothing that was said before counts afterwards. */
+export async function secure(channel: HandshakeChannel): Promise<void> {
   requireAck(await option(channel, NBD_OPT_STARTTLS, new Uint8Array(0)));
   await channel.startTls();
 }
 
-async function negotiateStyle(channel: HandshakeChannel, best: ReplyStyle): Promise<ReplyStyle> {
+/** Asks for the best headers, then for the next best. */
+export async function negotiateStyle(
+  channel: HandshakeChannel,
+  best: ReplyStyle,
+): Promise<ReplyStyle> {
   const none = new Uint8Array(0);
   if (best === "extended") {
     const replies = await option(channel, NBD_OPT_EXTENDED_HEADERS, none);
@@ -229,7 +247,8 @@ async function selectContexts(
   return selected;
 }
 
-function readInfo(view: DataView, target: NegotiatedExport): void {
+/** Takes over what an information item says. */
+export function readInfo(view: DataView, target: NegotiatedExport): void {
   if (view.byteLength < 2) throw violation("an information item without a type");
   const type = view.getUint16(0);
   if (type === NBD_INFO_EXPORT) {
@@ -254,7 +273,7 @@ function checkSize(view: DataView, position: number): number {
 }
 
 /** Sends an option and gathers its replies, the final one last. */
-async function option(
+export async function option(
   channel: HandshakeChannel,
   type: number,
   data: Uint8Array,
@@ -276,12 +295,14 @@ async function option(
   throw violation("replies without end");
 }
 
-function sendOption(channel: HandshakeChannel, type: number, data: Uint8Array): void {
+/** Sends an option. */
+export function sendOption(channel: HandshakeChannel, type: number, data: Uint8Array): void {
   const parts = [uint32(IHAVEOPT[0]), uint32(IHAVEOPT[1]), uint32(type), uint32(data.length), data];
   channel.send(concatBytes(parts));
 }
 
-function requireAck(replies: readonly OptionReply[]): void {
+/** Throws an NbdHandshakeError where the final reply is an error. */
+export function requireAck(replies: readonly OptionReply[]): void {
   const final = replies.at(-1);
   if (final === undefined || final.type === NBD_REP_ACK) return;
   const text = decodeString(final.data) ?? "";
@@ -289,7 +310,8 @@ function requireAck(replies: readonly OptionReply[]): void {
   throw new NbdHandshakeError(final.type, text === "" ? `the server answered ${code}` : text);
 }
 
-function violation(reason: string): NbdHandshakeError {
+/** The error for a server that breaks the protocol. */
+export function violation(reason: string): NbdHandshakeError {
   return new NbdHandshakeError(0, `the server broke the protocol: ${reason}`);
 }
 
@@ -299,7 +321,8 @@ function uint32(value: number): Uint8Array {
   return bytes;
 }
 
-function withLength(text: string): Uint8Array {
+/** A string behind its length. */
+export function withLength(text: string): Uint8Array {
   const bytes = encodeString(text);
   return concatBytes([uint32(bytes.length), bytes]);
 }

@@ -129,7 +129,7 @@ export class NbdServer {
 
   /** Whether a client has the export of that name open. */
   hasClients(exportName: string): boolean {
-    return [...this.#sessions].some((session) => session.exportName === exportName);
+    return [...this.#sessions.keys()].some((session) => session.exportName === exportName);
   }
 
   /**

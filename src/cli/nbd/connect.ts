@@ -1,0 +1,60 @@
+/**
+ * Connections of `ovis nbd info`, `map` and `copy`: what a URI and the options on TLS come to.
+ *
+ * @module
+ */
+
+import { join } from "node:path";
+import { connectNbd, type NbdLocation, parseNbdFilename } from "../../nbd/address.ts";
+import type { ByteStream } from "../../nbd/byte_stream.ts";
+import type { ClientTls } from "../../nbd/transports/tls.ts";
+
+/** The options that all of them have. */
+export interface ConnectOptions {
+  /** What is trusted and shown, for nbds://. */
+  tlsCertificates?: string;
+  /** The name that the server's certificate must be for. */
+  tlsHostname?: string;
+}
+
+/** A server, and the export that was named. */
+export interface Connection extends NbdLocation {
+  /** With nbds:// only. */
+  tls: ClientTls | undefined;
+}
+
+/** Understands a URI. */
+export async function locate(uri: string, options: ConnectOptions): Promise<Connection> {
+  const location = parseNbdFilename(uri);
+  return { ...location, tls: location.isTls ? await readTls(location, options) : undefined };
+}
+
+/** Connects to the server. */
+export function connect({ address, tls }: Connection): Promise<ByteStream> {
+  return connectNbd(address, { tls });
+}
+
+async function readTls({ address }: NbdLocation, options: ConnectOptions): Promise<ClientTls> {
+  const folder = options.tlsCertificates;
+  const hostname = options.tlsHostname ?? (address.type === "inet" ? address.host : "localhost");
+  if (folder === undefined) return { hostname };
+  const [ca, cert, key] = await Promise.all(
+    ["ca-cert.pem", "client-cert.pem", "client-key.pem"].map((name) =>
+      readIfThere(join(folder, name))
+    ),
+  );
+  return {
+    hostname,
+    ...(ca === undefined ? {} : { ca }),
+    ...(cert === undefined || key === undefined ? {} : { cert, key }),
+  };
+}
+
+async function readIfThere(path: string): Promise<string | undefined> {
+  try {
+    return await Deno.readTextFile(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
