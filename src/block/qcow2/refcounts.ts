@@ -355,12 +355,9 @@ export class Refcounts {
     const { clusterSize } = this.#context.geometry;
     const offset = at * clusterSize;
     yield* this.#context.checkOverlap(offset, clusterSize);
-    if (at >= this.#freshIndex) {
-      yield* this.#context.file.ensure(offset + clusterSize);
-      this.#freshIndex = at + 1;
-    } else {
-      yield* this.#context.file.writeZeroes(offset, clusterSize);
-    }
+    // Zeroes also where they are there already: the file system sets the room aside.
+    yield* this.#context.file.writeZeroes(offset, clusterSize);
+    this.#freshIndex = Math.max(this.#freshIndex, at + 1);
     this.#table[blockIndex] = offset;
     this.#tableDirtyStart = Math.min(this.#tableDirtyStart, blockIndex);
     this.#tableDirtyEnd = Math.max(this.#tableDirtyEnd, blockIndex + 1);

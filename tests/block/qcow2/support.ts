@@ -43,15 +43,8 @@ export class Random {
 export const TINY_CACHES = { l2CacheBytes: 1, refcountCacheBytes: 1 };
 
 /** An image in memory. */
-export async function createImage(
-  options: Qcow2CreateOptions,
-  allocatedBytesMax?: number,
-): Promise<MemoryNode> {
-  const file = new MemoryNode({
-    nodeName: "file",
-    sizeBytes: 0,
-    ...allocatedBytesMax === undefined ? {} : { allocatedBytesMax },
-  });
+export async function createImage(options: Qcow2CreateOptions): Promise<MemoryNode> {
+  const file = new MemoryNode({ nodeName: "file", sizeBytes: 0 });
   await createQcow2(file, options);
   return file;
 }
