@@ -15,7 +15,7 @@ import { BlockError } from "./errors.ts";
 import type { BlockGraph } from "./graph.ts";
 import { followingEdges } from "./jobs/filters.ts";
 import type { Jobs } from "./jobs/jobs.ts";
-import type { BlockNode } from "./node.ts";
+import { BlockNode } from "./node.ts";
 
 /** Arguments of blockdev-snapshot. */
 export interface ExternalSnapshotOptions {
@@ -106,13 +106,15 @@ export class ExternalSnapshot {
     if (overlay === null) throw new Error("not prepared");
     jobs.checkFree(node);
     jobs.checkFree(overlay);
-    if (overlay.parents.size > 0) throw new BlockError("EBUSY", "The overlay is already in use");
+    const inUse = new BlockError("EBUSY", "The overlay is already in use");
+    if ([...overlay.parents].some(({ parent }) => !(parent instanceof BlockNode))) throw inUse;
     if (!overlay.supportsBacking) {
       throw new BlockError("EINVAL", "The overlay does not support backing images");
     }
     if (overlay.backing !== null) {
       throw new BlockError("EINVAL", "The overlay already has a backing image");
     }
+    if (overlay.parents.size > 0) throw inUse;
     if (overlay.sizeBytes !== node.sizeBytes) {
       throw new BlockError(
         "EINVAL",

@@ -285,6 +285,7 @@ export abstract class BlockNode {
   /** Grows or shrinks the node. Callers hold PERM_RESIZE: see BlockGraph.resize. */
   resize(sizeBytes: number): MaybePromise<void> {
     checkSize(sizeBytes);
+    if (this.isReadOnly) throw new BlockError("EPERM", "Image is read-only");
     this.#checkWrite(0, 0);
     if (sizeBytes === this.#sizeBytes) return;
     this.#observer?.resizing(sizeBytes);

@@ -7,7 +7,8 @@
 
 import type { BlockNode } from "../block/node.ts";
 import type { Blockdev } from "../block/open/blockdev.ts";
-import { formatJson, type JsonObject, type JsonValue } from "../block/open/json.ts";
+import { formatJson, isJsonObject, type JsonObject, type JsonValue } from "../block/open/json.ts";
+import { resolveBeside } from "../block/open/open_image.ts";
 import type { Monitor } from "./monitor.ts";
 
 /** Options that choose what a node shows: with them its file's name does not name the node. */
@@ -21,8 +22,17 @@ const STRONG_OPTIONS: Record<string, readonly string[]> = {
   throttle: ["throttle-group"],
 };
 
-/** Filters of QEMU's: they are known by their options, never by their file's name. */
-const FILTERS = new Set(["copy-before-write", "throttle", "blkdebug", "snapshot-access"]);
+/** Filters of QEMU's: what they filter is shown as if it were behind them. */
+const FILTERS = new Set([
+  "blkdebug",
+  "commit_top",
+  "copy-before-write",
+  "copy-on-read",
+  "mirror_top",
+  "throttle",
+]);
+/** Of these the ones that are known by the name of what they filter. */
+const NAMED_AS_FILE = new Set(["commit_top", "copy-before-write", "mirror_top", "snapshot-access"]);
 
 /** BlockDeviceInfo. `isFlat`: images come without those behind them. */
 export function describeBlockNode(
@@ -32,7 +42,9 @@ export function describeBlockNode(
 ): JsonObject {
   const blockdev = monitor.context.opened.get(node);
   const backing = node.backing?.node ?? null;
-  const bitmaps = monitor.block.bitmaps.list(node).map((bitmap) => bitmapInfo(bitmap.info()));
+  const bitmaps = monitor.block.bitmaps.list(node).reverse().map((bitmap) =>
+    bitmapInfo(bitmap.info())
+  );
   return {
     file: fileNameOf(monitor, node),
     "node-name": node.nodeName,
@@ -76,8 +88,14 @@ function bitmapInfo(info: {
 
 function chainDepth(node: BlockNode): number {
   let depth = 0;
-  for (let at = node.backing; at !== null; at = at.node.backing) depth++;
+  for (let at = behind(node); at !== null; at = behind(at)) depth++;
   return depth;
+}
+
+/** What is behind an image, or below a filter. */
+function behind(node: BlockNode): BlockNode | null {
+  if (node.backing !== null) return node.backing.node;
+  return FILTERS.has(node.driver) ? node.children.get("file")?.node ?? null : null;
 }
 
 /** ImageInfo. */
@@ -86,9 +104,11 @@ function imageInfo(
   node: BlockNode,
   { isFlat }: { isFlat: boolean },
 ): JsonObject {
-  const backing = node.backing?.node ?? null;
-  const { allocatedBytes, clusterSizeBytes, driver } = node;
+  const backing = behind(node);
+  const { clusterSizeBytes, driver } = node;
+  const allocatedBytes = allocatedBytesOf(node);
   const specific = node.imageDetails as JsonObject;
+  const backingName = specific["backing-filename"];
   return {
     filename: fileNameOf(monitor, node),
     format: driver,
@@ -100,11 +120,31 @@ function imageInfo(
       : {}),
     ...(hasImageInfo(node) ? { "dirty-flag": false } : {}),
     ...(driver === "file" ? { "format-specific": { type: "file", data: {} } } : {}),
+    ...(typeof backingName === "string"
+      ? { "full-backing-filename": fullBackingName(backingName, node) }
+      : {}),
     ...specific,
     ...(backing === null || isFlat
       ? {}
       : { "backing-image": imageInfo(monitor, backing, { isFlat }) }),
   };
+}
+
+/** Where the backing file is; as the image has it where the image's folder isn't known. */
+function fullBackingName(name: string, node: BlockNode): string {
+  try {
+    return resolveBeside(name, node);
+  } catch {
+    return name;
+  }
+}
+
+/** As QEMU's drivers say it: blkdebug says nothing, snapshot-access what is below. */
+function allocatedBytesOf(node: BlockNode): number | null {
+  if (node.driver === "blkdebug") return null;
+  const file = node.children.get("file");
+  if (node.driver === "snapshot-access" && file !== undefined) return allocatedBytesOf(file.node);
+  return node.allocatedBytes;
 }
 
 /** Whether QEMU's driver says more of its images than their size: filters ask what is below. */
@@ -114,6 +154,16 @@ function hasImageInfo(node: BlockNode): boolean {
   return file !== undefined && node.driver !== "snapshot-access" && hasImageInfo(file.node);
 }
 
+/** Lists and objects as members with dots in their names, as QEMU keeps options. */
+function dotted(name: string, value: JsonValue): JsonObject {
+  if (!Array.isArray(value) && !isJsonObject(value)) return { [name]: value };
+  const entries = Array.isArray(value) ? [...value.entries()] : Object.entries(value);
+  return Object.assign(
+    {},
+    ...entries.map(([key, member]) => dotted(`${name}.${key}`, member)),
+  );
+}
+
 /** What a node is known by: the name of its file, or its options as JSON. */
 export function fileNameOf(monitor: Monitor, node: BlockNode): string {
   return exactName(monitor, node) ?? `json:${formatJson(fullOptions(monitor, node))}`;
@@ -121,15 +171,24 @@ export function fileNameOf(monitor: Monitor, node: BlockNode): string {
 
 function exactName(monitor: Monitor, node: BlockNode): string | null {
   if (node.fileName !== null) return node.fileName;
-  if (FILTERS.has(node.driver)) return null;
   const file = node.children.get("file");
   if (file === undefined) return null;
+  if (NAMED_AS_FILE.has(node.driver)) return fileNameOf(monitor, file.node);
+  if (FILTERS.has(node.driver)) return null;
   const options = monitor.context.opened.get(node)?.variant ?? {};
   const isChanged = (STRONG_OPTIONS[node.driver] ?? []).some((name) => name in options);
   const below = file.node;
   // Opening that file finds this node again only if it lies straight on it.
-  if (isChanged || "backing" in options || below.children.size > 0) return null;
+  if (isChanged || isBackingOverridden(monitor, node) || below.children.size > 0) return null;
   return exactName(monitor, below);
+}
+
+/** Whether what is behind an image is not what its header names. */
+function isBackingOverridden(monitor: Monitor, node: BlockNode): boolean {
+  const named = node.imageDetails["backing-filename"];
+  const backing = node.backing?.node ?? null;
+  if (typeof named !== "string") return backing !== null;
+  return backing === null || fileNameOf(monitor, backing) !== fullBackingName(named, node);
 }
 
 function fullOptions(monitor: Monitor, node: BlockNode): JsonObject {
@@ -137,10 +196,13 @@ function fullOptions(monitor: Monitor, node: BlockNode): JsonObject {
   const options: JsonObject = { driver: node.driver };
   for (const name of STRONG_OPTIONS[node.driver] ?? []) {
     const value = blockdev?.variant[name];
-    if (value !== undefined) options[name] = value as JsonValue;
+    if (value !== undefined) Object.assign(options, dotted(name, value as JsonValue));
   }
   if (node.driver === "file" && node.fileName !== null) options.filename = node.fileName;
+  const isOverridden = isBackingOverridden(monitor, node);
+  if (isOverridden && node.backing === null) options.backing = null;
   for (const edge of node.children.values()) {
+    if (edge.name === "backing" && !isOverridden) continue;
     const name = node.driver === "blkdebug" && edge.name === "file" ? "image" : edge.name;
     options[name] = fullOptions(monitor, edge.node);
   }

@@ -100,7 +100,7 @@ Deno.test("RawNode refuses parts that its file doesn't have", async () => {
   await assertFails(
     () => open(500, 501),
     "EINVAL",
-    "The sum of offset (500) and size (501) has to be smaller or equal to the " +
+    "The sum of offset (500) and size (501) has to be smaller or equal to the  " +
       "actual size of the containing file (1000)",
   );
   for (const offset of [-1, 0.5, NaN, Infinity]) {

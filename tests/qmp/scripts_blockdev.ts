@@ -181,7 +181,8 @@ export const blockdevScripts: Record<string, Script> = {
       file: { driver: "file", "node-name": "f", filename, "read-only": true },
     });
     await showNodes(side);
-    await add(side, { driver: "copy-before-write", "node-name": "c", file: "rw", target: "f" });
+    await add(side, { driver: "null-co", "node-name": "n", size: 4 * MiB });
+    await add(side, { driver: "copy-before-write", "node-name": "c", file: "n", target: "f" });
   },
   "reopening": async (side) => {
     const [d, e] = [await makeFile(side, "d"), await makeFile(side, "e")];

@@ -211,7 +211,30 @@ function normalise({ answers, events, folder }: QmpSide): Transcript {
     if (text.startsWith("json:")) return { json: clean(JSON.parse(text.slice(5))) };
     return text.replaceAll(folder, "$DIR").replace(/#block\d+/g, "#block");
   };
-  return { answers: clean(answers.slice(1)) as unknown[], events: clean(events) as unknown[] };
+  return {
+    answers: clean(answers.slice(1)) as unknown[],
+    events: clean(withoutPauses(events)) as unknown[],
+  };
+}
+
+/** How QEMU's jobs get out of states in which they stand still, by themselves or when told. */
+const PAUSES: Record<string, string> = { paused: "running", standby: "ready" };
+
+/**
+ * Events without jobs' pauses: QEMU's stand still, for a moment, in drained sections too. That a
+ * job which is told to pause does so is waited for by the scripts.
+ */
+function withoutPauses(events: Json[]): Json[] {
+  const kept: Json[] = [];
+  const pausedIn = new Map<unknown, string>();
+  for (const event of events) {
+    const { id, status } = (event.data ?? {}) as { id?: unknown; status?: string };
+    if (event.event !== "JOB_STATUS_CHANGE" || status === undefined) kept.push(event);
+    else if (status in PAUSES) pausedIn.set(id, PAUSES[status] ?? "");
+    else if (pausedIn.get(id) === status) pausedIn.delete(id);
+    else kept.push(event);
+  }
+  return kept;
 }
 
 async function writeAll(conn: Deno.Conn, bytes: Uint8Array): Promise<void> {

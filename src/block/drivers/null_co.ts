@@ -92,6 +92,11 @@ export class NullCoNode extends BlockNode {
     this.setSize(sizeBytes);
   }
 
+  /** Nothing. */
+  override get allocatedBytes(): number {
+    return 0;
+  }
+
   /** How it reads. */
   override details(): Record<string, boolean> {
     return { readZeroes: this.#readZeroes };

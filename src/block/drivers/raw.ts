@@ -111,6 +111,11 @@ export class RawNode extends BlockNode {
     return { perm: (perm & ~changes) | (above.perm & changes), shared };
   }
 
+  /** What the whole of `file` takes. */
+  override get allocatedBytes(): number | null {
+    return this.#file.node.allocatedBytes;
+  }
+
   /** Where it starts in `file`. */
   override details(): Record<string, number> {
     return { offset: this.#offset };
@@ -132,7 +137,7 @@ function partSize(file: BlockNode, offset: number, sizeBytes: number | undefined
   if (sizeBytes > file.sizeBytes - offset) {
     throw new BlockError(
       "EINVAL",
-      `The sum of offset (${offset}) and size (${sizeBytes}) has to be smaller or equal to the ` +
+      `The sum of offset (${offset}) and size (${sizeBytes}) has to be smaller or equal to the  ` +
         `actual size of the containing file (${file.sizeBytes})`,
     );
   }

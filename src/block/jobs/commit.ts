@@ -17,7 +17,7 @@ import { assert } from "../assert.ts";
 import type { BlockLayer } from "../block_layer.ts";
 import { BlockError } from "../errors.ts";
 import { CommitTopNode } from "../filters/commit_top.ts";
-import { backingOf, chainOf, unfiltered } from "../image/chain.ts";
+import { chainOf, unfiltered } from "../image/chain.ts";
 import { BlockNode } from "../node.ts";
 import { runSteps, type Steps } from "../steps.ts";
 import {
@@ -235,9 +235,6 @@ function checkOptions(
   const { device, top = device, backingFile } = options;
   if (!nodesBetween(device, null).includes(top)) throw notInChain(top);
   const base = options.base ?? chainOf(top).at(-1) ?? top;
-  if (options.base === undefined && backingOf(top) === null) {
-    throw new BlockError("EINVAL", "There is no backing image");
-  }
   if (unfiltered(top) === unfiltered(base)) {
     throw new BlockError("EINVAL", "cannot commit an image into itself");
   }

@@ -8,7 +8,7 @@
 import fs from "node:fs";
 import path from "node:path";
 import type { BlockLayer } from "../block_layer.ts";
-import { FileNode } from "../drivers/file.ts";
+import { FileNode, type FileNodeOptions } from "../drivers/file.ts";
 import { BlockError } from "../errors.ts";
 import { allocateZeroes } from "../image/resize.ts";
 import type { BlockNode } from "../node.ts";
@@ -38,9 +38,11 @@ export type CreateTarget =
   }
   | ({
     driver: "qcow2";
-    /** Part of the graph; whatever it holds is lost. */
-    file: BlockNode;
-  } & Qcow2CreateOptions);
+    /** Part of the graph; whatever it holds is lost. Asked for when the job runs. */
+    file: () => Promise<BlockNode>;
+    /** Its external data file, where it is to have one. */
+    dataFileNode?: (() => Promise<BlockNode>) | null;
+  } & Omit<Qcow2CreateOptions, "dataFileNode">);
 
 /** Permission bits of a new file, as in QEMU. */
 const NEW_FILE_MODE = 0o644;
@@ -60,8 +62,9 @@ export function startCreate(
       } catch (error) {
         if (!(error instanceof BlockError)) throw error;
         throw new JobFailure(error.code, error.message, { cause: error });
+      } finally {
+        job.progress.current = 1;
       }
-      job.progress.current = 1;
     },
   };
   const job = layer.jobs.create(driver, { jobId, autoDismiss: false });
@@ -71,14 +74,20 @@ export function startCreate(
 
 async function create(job: Job, target: CreateTarget): Promise<void> {
   if (target.driver === "file") return await createFile(target);
-  job.addNode(target.file, {
-    name: "file",
+  const file = target.driver === "qcow2" ? await target.file() : target.file;
+  take(job, "file", file);
+  if (target.driver === "raw") return await job.operate(() => setSize(file, target));
+  const dataFileNode = await target.dataFileNode?.() ?? null;
+  if (dataFileNode !== null) take(job, "data-file", dataFileNode);
+  await job.operate(() => createQcow2(file, { ...target, dataFileNode }));
+}
+
+/** Nobody else may write what an image is made in. */
+function take(job: Job, name: string, node: BlockNode): void {
+  job.addNode(node, {
+    name,
     perm: PERM_WRITE | PERM_RESIZE,
     shared: PERM_ALL & ~(PERM_WRITE | PERM_RESIZE),
-  });
-  await job.operate(async () => {
-    if (target.driver === "qcow2") return await createQcow2(target.file, target);
-    await setSize(target.file, target);
   });
 }
 
@@ -90,12 +99,22 @@ async function createFile(target: CreateTarget & { driver: "file" }): Promise<vo
   const base = { nodeName: "", path: filename, isReadOnly: false };
   const node = fs.existsSync(filename)
     ? FileNode.open(base)
-    : FileNode.open({ ...base, create: true, sizeBytes: 0, mode: NEW_FILE_MODE });
+    : createNode({ ...base, create: true, sizeBytes: 0, mode: NEW_FILE_MODE });
   try {
     await node.resize(0);
     await setSize(node, { sizeBytes, preallocation: target.preallocation ?? "off" });
   } finally {
     await node.close();
+  }
+}
+
+function createNode(options: FileNodeOptions): FileNode {
+  try {
+    return FileNode.open(options);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    const message = error.message.replace(/^Could not open/, "Could not create");
+    throw new BlockError(error.code, message, { cause: error });
   }
 }
 

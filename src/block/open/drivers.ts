@@ -122,10 +122,13 @@ const rawDriver: BlockDriver = {
   fields: rawFields,
   open: async (request) => {
     const { offset, size } = request.options as unknown as Parsed<ReturnType<typeof rawFields>>;
+    const { common } = request;
     const file = await openFile(request);
     return new RawNode({
       nodeName: request.nodeName,
       file,
+      // Over a file that can't be written it is its users who are refused.
+      isReadOnly: common.isReadOnly || (common.isAutoReadOnly && file.isReadOnly),
       ...(offset === undefined ? {} : { offset }),
       ...(size === undefined ? {} : { sizeBytes: size }),
     });

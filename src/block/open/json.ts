@@ -412,39 +412,54 @@ const ESCAPES: Record<string, string> = {
 };
 
 function unescapeString(bytes: Uint8Array): string {
-  let text: string;
+  let raw: string;
   try {
-    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes.subarray(1, -1));
+    raw = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch {
     throw parseError("invalid UTF-8 sequence in string");
   }
-  if (!text.includes("\\")) return text;
-  const pattern = /\\u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|\\(.)/gsu;
-  return text.replaceAll(pattern, (_match, first, second, char) => {
-    if (char !== undefined) {
-      if (char === "u") throw parseError("invalid hex escape sequence in string");
-      const plain = ESCAPES[char];
+  const end = raw.length - 1;
+  let text = "";
+  for (let at = 1; at < end;) {
+    const escape = raw.indexOf("\\", at);
+    if (escape < 0 || escape >= end) return text + raw.slice(at, end);
+    text += raw.slice(at, escape);
+    if (raw[escape + 1] === "u") {
+      const { char, length } = unescapeUnit(raw, escape);
+      text += char;
+      at = escape + length;
+    } else {
+      const plain = ESCAPES[raw[escape + 1] ?? ""];
       if (plain === undefined) throw parseError("invalid escape sequence in string");
-      return plain;
+      text += plain;
+      at = escape + 2;
     }
-    return decodeUnits(first, second);
-  });
+  }
+  return text;
 }
 
-/** The character of `\uXXXX`, or of a surrogate pair. */
-function decodeUnits(first: string, second: string | undefined): string {
-  const high = parseInt(first, 16);
-  const low = second === undefined ? undefined : parseInt(second, 16);
-  const isHigh = high >= 0xd800 && high <= 0xdbff;
-  if (isHigh && low !== undefined) return String.fromCharCode(high, low);
-  const isLow = high >= 0xdc00 && high <= 0xdfff;
-  const isNoncharacter = (high & 0xfffe) === 0xfffe || (high >= 0xfdd0 && high <= 0xfdef);
-  if (isHigh || isLow || isNoncharacter) {
-    throw parseError(`\\u${first} is not a valid Unicode character`);
+/** The character of `\uXXXX`, or of two of them that are a surrogate pair. */
+function unescapeUnit(raw: string, at: number): { char: string; length: number } {
+  const first = hexUnit(raw, at);
+  if (first !== null && (first & 0xfc00) === 0xd800 && raw.startsWith("\\u", at + 6)) {
+    const second = hexUnit(raw, at + 6);
+    if (second !== null && (second & 0xfc00) === 0xdc00) {
+      return { char: String.fromCharCode(first, second), length: 12 };
+    }
   }
-  // The second one is no half of this one: it can't stand alone either.
-  if (second !== undefined) throw parseError(`\\u${second} is not a valid Unicode character`);
-  return String.fromCharCode(high);
+  const isSurrogate = first !== null && (first & 0xf800) === 0xd800;
+  const isNoncharacter = first !== null &&
+    ((first & 0xfffe) === 0xfffe || (first >= 0xfdd0 && first <= 0xfdef));
+  if (first === null || isSurrogate || isNoncharacter) {
+    throw parseError(`${raw.slice(at, at + 6)} is not a valid Unicode character`);
+  }
+  return { char: String.fromCharCode(first), length: 6 };
+}
+
+/** The four digits behind `\u`, null where there are not four. */
+function hexUnit(raw: string, at: number): number | null {
+  const digits = raw.slice(at + 2, at + 6);
+  return /^[0-9a-fA-F]{4}$/.test(digits) ? parseInt(digits, 16) : null;
 }
 
 /** The one value of a text. Throws a BlockError (EINVAL) in QEMU's words. */

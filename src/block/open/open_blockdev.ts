@@ -84,6 +84,7 @@ class Opening {
     const driver = this.#context.drivers.byName.get(tag);
     if (driver === undefined) throw inputError(`Unknown driver '${tag}'`);
     const nodeName = base["node-name"] ?? "";
+    if (base["node-name"] === "") throw inputError("Invalid node-name: ''");
     this.#checkNew(nodeName, position);
     const common = commonSettings(blockdev, position);
     const children: BlockNode[] = [];

@@ -92,6 +92,9 @@ export const qcow2Driver: BlockDriver = {
     const options = request.options as unknown as Options;
     if (options.encrypt !== undefined) throw inputError("Encrypted images are not supported");
     const file = await child(options.file);
+    if (file.isReadOnly && !common.isReadOnly && !common.isAutoReadOnly) {
+      throw new BlockError("EPERM", "Block node is read-only");
+    }
     const { header } = await runSteps(readHeader(file));
     const dataFile = await openDataFile(request, { options, file, header });
     const backing = await openBacking(request, { options, file, header });

@@ -1,6 +1,7 @@
 /** Commands on dirty bitmaps. @module */
 
 import type { DirtyBitmap } from "../../block/dirty_bitmap.ts";
+import { BlockError } from "../../block/errors.ts";
 import type { BlockNode } from "../../block/node.ts";
 import {
   alternate,
@@ -47,7 +48,11 @@ export const bitmapMergeFields = {
 
 /** The node that a command means. Throws a BlockError. */
 export function nodeOf(monitor: Monitor, nodeName: string): BlockNode {
-  return lookUpNode(monitor, { device: nodeName, nodeName });
+  try {
+    return lookUpNode(monitor, { device: nodeName, nodeName });
+  } catch {
+    throw new BlockError("ENOENT", `Node '${nodeName}' not found`);
+  }
 }
 
 /** The bitmaps that a merge takes. Throws a BlockError. */
@@ -70,7 +75,7 @@ function bitmapOf(monitor: Monitor, { node, name }: { node: string; name: string
 export const bitmapCommands: readonly QmpCommand[] = [
   command("block-dirty-bitmap-add", bitmapAddFields, (args, monitor) => {
     const { node, ...options } = args;
-    monitor.block.bitmaps.add(nodeOf(monitor, node), options);
+    monitor.block.bitmaps.add(lookUpNode(monitor, { device: node, nodeName: node }), options);
   }),
   command(
     "block-dirty-bitmap-remove",

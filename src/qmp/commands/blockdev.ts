@@ -1,7 +1,7 @@
 /** Commands that add, change and delete block nodes. @module */
 
 import { BlockError } from "../../block/errors.ts";
-import type { BlockNode } from "../../block/node.ts";
+import { BlockNode } from "../../block/node.ts";
 import { openNode } from "../../block/open/open_blockdev.ts";
 import { reopenNodes } from "../../block/open/reopen.ts";
 import { int, list, optional, str } from "../../block/open/qapi.ts";
@@ -38,6 +38,13 @@ async function deleteNode(monitor: Monitor, nodeName: string): Promise<void> {
   const hasBackend = graph.listBackends().some((backend) => backend.node === node);
   jobs.checkFree(node);
   if (hasBackend) throw new BlockError("EBUSY", `Node ${nodeName} is in use`);
+  for (const { parent, role } of node.parents) {
+    if (role !== "cow" || !(parent instanceof BlockNode)) continue;
+    throw new BlockError(
+      "EBUSY",
+      `Node '${nodeName}' is busy: node is used as backing hd of '${parent.nodeName}'`,
+    );
+  }
   if (!monitor.nodes.has(node)) {
     throw new BlockError("EPERM", `Node ${nodeName} is not owned by the monitor`);
   }

@@ -7,7 +7,7 @@ import type { JobOptions } from "../../block/jobs/job.ts";
 import { startMirror } from "../../block/jobs/mirror.ts";
 import { startStream } from "../../block/jobs/stream.ts";
 import type { OnError } from "../../block/jobs/types.ts";
-import type { BlockNode } from "../../block/node.ts";
+import { BlockNode } from "../../block/node.ts";
 import {
   bool,
   type Fields,
@@ -129,10 +129,14 @@ function jobOptions(
   };
 }
 
-/** The name of the device that works on the node. */
+/** The name of the device that works on the node, "" where none does. */
+function deviceName(monitor: Monitor, node: BlockNode): string {
+  return monitor.machine?.disks().find(({ backend }) => backend.node === node)?.name ?? "";
+}
+
 function defaultJobId(monitor: Monitor, node: BlockNode): string {
-  const disk = monitor.machine?.disks().find(({ backend }) => backend.node === node);
-  if (disk !== undefined) return disk.name;
+  const name = deviceName(monitor, node);
+  if (name !== "") return name;
   throw new BlockError("EINVAL", "An explicit job ID is required for this node");
 }
 
@@ -143,16 +147,21 @@ function onError(policy: Parsed<{ p: typeof onErrorType }>["p"] | undefined): On
 
 /** A node that nobody but a device, an export or a job uses. Throws a BlockError. */
 function rootNode(monitor: Monitor, name: string): BlockNode {
-  let node: BlockNode;
-  try {
-    node = lookUpNode(monitor, { device: name, nodeName: name });
-  } catch {
-    throw new QmpError("DeviceNotFound", `Device '${name}' not found`);
-  }
+  const node = lookUpNode(monitor, { device: name, nodeName: name });
   for (const { parent } of node.parents) {
-    if ("nodeName" in parent) throw new BlockError("EINVAL", "Need a root block node");
+    if (parent instanceof BlockNode) throw new BlockError("EINVAL", "Need a root block node");
   }
   return node;
+}
+
+/** The same, where clients rely on the class of the error. */
+function rootNodeOfDevice(monitor: Monitor, name: string): BlockNode {
+  const { graph } = monitor.block;
+  const isDevice = monitor.machine?.disks().some((disk) => disk.name === name) ?? false;
+  if (!isDevice && graph.find(name) === undefined) {
+    throw new QmpError("DeviceNotFound", `Device '${name}' not found`);
+  }
+  return rootNode(monitor, name);
 }
 
 /** A backup's arguments. Throws a BlockError. */
@@ -164,7 +173,11 @@ export function backupOptions(
   const target = lookUpNode(monitor, { device: args.target, nodeName: args.target });
   const perf = args["x-perf"] ?? {};
   return {
-    ...jobOptions(monitor, source, args),
+    // Of a node without a device QEMU takes the empty name, which is then refused.
+    ...jobOptions(monitor, source, {
+      ...args,
+      "job-id": args["job-id"] ?? deviceName(monitor, source),
+    }),
     source,
     target,
     sync: args.sync,
@@ -201,10 +214,16 @@ async function mirror(args: Parsed<typeof mirrorFields>, monitor: Monitor): Prom
     ...(args["buf-size"] === undefined || args["buf-size"] === 0
       ? {}
       : { bufferBytes: args["buf-size"] }),
-    ...(replaces === undefined ? {} : { replaces: lookUpNode(monitor, { nodeName: replaces }) }),
+    ...(replaces === undefined ? {} : { replaces: replacedNode(monitor, replaces) }),
     onSourceError: onError(args["on-source-error"]),
     onTargetError: onError(args["on-target-error"]),
   });
+}
+
+function replacedNode(monitor: Monitor, nodeName: string): BlockNode {
+  const node = monitor.block.graph.find(nodeName);
+  if (node !== undefined) return node;
+  throw new BlockError("ENOENT", `Failed to find node with node-name='${nodeName}'`);
 }
 
 /** The node of a chain that is known by a file name. */
@@ -218,7 +237,7 @@ function chainNodeByFile(monitor: Monitor, from: BlockNode, name: string): Block
 }
 
 async function commit(args: Parsed<typeof commitFields>, monitor: Monitor): Promise<void> {
-  const device = rootNode(monitor, args.device);
+  const device = rootNodeOfDevice(monitor, args.device);
   const top = namedInChain(monitor, device, {
     node: args["top-node"],
     file: args.top,

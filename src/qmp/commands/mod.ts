@@ -4,6 +4,7 @@ import type { QmpCommand } from "../command.ts";
 import { bitmapCommands } from "./bitmap.ts";
 import { blockdevCommands } from "./blockdev.ts";
 import { controlCommands } from "./control.ts";
+import { createCommands } from "./create.ts";
 import { exportCommands } from "./export.ts";
 import { jobCommands } from "./job.ts";
 import { jobStartCommands } from "./job_start.ts";
@@ -24,6 +25,7 @@ export function allCommands(hasMachine: boolean): QmpCommand[] {
     ...jobCommands,
     ...jobStartCommands,
     ...transactionCommands,
+    ...createCommands,
     ...(hasMachine ? machineCommands : []),
   ];
 }

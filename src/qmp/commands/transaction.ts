@@ -69,7 +69,7 @@ function actionOf(
       return { type: "abort" };
     case "block-dirty-bitmap-add": {
       const { node, ...options } = data as Parsed<typeof bitmapAddFields>;
-      return { type: "add", node: nodeOf(monitor, node), options };
+      return { type: "add", node: lookUpNode(monitor, { device: node, nodeName: node }), options };
     }
     case "block-dirty-bitmap-remove":
       return { type: "remove", ...bitmap() };

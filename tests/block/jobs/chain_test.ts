@@ -210,7 +210,7 @@ Deno.test("streams and commits refuse what is not in the chain, in QEMU's words"
     ],
     [
       () => startCommit(rig.layer, { jobId: "j", device: base }),
-      "There is no backing image",
+      "cannot commit an image into itself",
     ],
     [
       () => startCommit(rig.layer, { jobId: "j", device: top, backingFile: "x" }),
