@@ -6,6 +6,7 @@
 
 import { Counter, Gauge, Histogram, Registry as MetricRegistry } from "prom-client";
 import type { Service } from "../vm/service.ts";
+import { NbdMetrics } from "./nbd_metrics.ts";
 import type { Observer } from "./router.ts";
 import type { SocketSet } from "./sockets.ts";
 
@@ -28,9 +29,13 @@ export class Metrics {
     registers: [this.#registry],
   });
 
+  readonly #nbd = new NbdMetrics(this.#registry);
+  readonly #service: Service;
+
   /** Figures of the service and its sockets are taken when they are asked for. */
   constructor(service: Service, sockets: SocketSet) {
     const registers = [this.#registry];
+    this.#service = service;
     new Gauge({
       name: "ovis_machines",
       help: "Machines by state",
@@ -75,6 +80,7 @@ export class Metrics {
 
   /** The figures as Prometheus text. */
   async text(): Promise<{ body: string; contentType: string }> {
+    this.#nbd.update(await this.#service.machines.nbdStatistics());
     return { body: await this.#registry.metrics(), contentType: this.#registry.contentType };
   }
 }

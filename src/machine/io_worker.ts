@@ -72,7 +72,9 @@ const handlers: IoHandlers = {
   exportRead: (params) => storage().exportRead(params),
   exportExtents: (params) => storage().exportExtents(params),
   exportDiscard: (params) => storage().exportDiscard(params),
+  monitorOpen: (params) => storage().monitorOpen(params),
   nbdOpen: (params) => storage().nbdOpen(params),
+  nbdStatistics: () => storage().nbdStatistics(),
   close: async () => {
     const closing = openMachine ?? openStorage;
     openMachine = null;
@@ -85,6 +87,7 @@ const handlers: IoHandlers = {
 self.onmessage = ({ data }: MessageEvent<IoRequest | IoNotice>) => {
   if ("type" in data) {
     if (data.type === "consoleTaken") openMachine?.consoleTaken(data.byteCount);
+    else if (data.type === "runState") openStorage?.monitor?.setRunState(data.state);
     else openStorage?.questions.settle(data);
   } else {
     answerCall(data, handlers, (response, transfer) => self.postMessage(response, transfer));

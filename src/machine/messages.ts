@@ -15,6 +15,7 @@ import type { Accelerator } from "../wasm/translator.ts";
 import type { BlockErrorCode } from "../block/errors.ts";
 import type { DirtyBitmapInfo } from "../block/dirty_bitmap.ts";
 import type { FleecingDiskInfo } from "../block/fleecing.ts";
+import type { NbdStatistics } from "../nbd/statistics.ts";
 
 /** How a disk's content stands in its file. */
 export type DiskFormat = "raw" | "qcow2";
@@ -67,6 +68,8 @@ export interface StorageConfig {
    * there is none.
    */
   nbd: NbdAddresses | null;
+  /** The unix socket of the monitor (QMP), null: there is none. */
+  monitorPath: string | null;
 }
 
 /** Everything an I/O worker needs to know about its machine. */
@@ -81,7 +84,7 @@ export interface MachineConfig extends StorageConfig {
   boot: BootConfig;
   /** A machine has one. */
   nbd: NbdAddresses;
-  /** The unix socket of its monitor. */
+  /** The unix socket of its monitor (QMP). */
   monitorPath: string;
 }
 
@@ -435,6 +438,10 @@ export interface IoMethods {
    * Starts an NBD session over `port`: see NbdPortMessage. Only `exportName` can be opened in it.
    */
   nbdOpen: { params: { exportName: string; port: MessagePort }; result: Record<string, never> };
+  /** What the NBD server counts. */
+  nbdStatistics: { params: Record<string, never>; result: NbdStatistics };
+  /** Starts a monitor session over `port`: see NbdPortMessage. */
+  monitorOpen: { params: { port: MessagePort }; result: Record<string, never> };
   /** Takes fleecings down, flushes and closes disks and listeners. Once, last. */
   close: { params: Record<string, never>; result: Record<string, never> };
 }
@@ -463,9 +470,10 @@ export type IoRequest = {
 export type IoNotice =
   /** Bytes of console events were taken; beyond a window of untaken ones the guest waits. */
   | { type: "consoleTaken"; byteCount: number }
-  /** To a question: what it came to, or why it did not. */
-  | { type: "answer"; id: number; answer: HostAnswer }
-  | { type: "answer"; id: number; error: WireError };
+  /** The harts run, or are parked until further notice. */
+  | { type: "runState"; state: "running" | "paused" }
+  /** To a question: it is done (null), or why it is not. */
+  | { type: "answer"; id: number; error: WireError | null };
 
 /** The answer to the call with that `id`: its result, or why there is none. */
 export type IoResponse =
@@ -493,19 +501,13 @@ export type HostQuestion =
    */
   | { type: "activeFile"; disk: string; path: string; format: DiskFormat }
   /** A monitor asks for it. */
-  | { type: "control"; request: "stop" | "cont" | "reset" | "powerdown" | "quit" }
-  | { type: "status" };
-
-/** What a question came to: the machine's state, where that was asked for. */
-export interface HostAnswer {
-  /** Of the machine, as the API shows it. */
-  state?: string;
-}
+  | { type: "control"; request: "stop" | "cont" | "reset" | "powerdown" | "quit" };
 
 /**
  * The bytes of an NBD session between the control isolate (which holds the WebSocket) and the I/O
  * worker: see the transport.
  */
+export type { NbdStatistics } from "../nbd/statistics.ts";
 export type { NbdPortMessage } from "../nbd/transports/port.ts";
 
 /** To a hart worker. The first message is `init`. */

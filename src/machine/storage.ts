@@ -25,6 +25,7 @@ import { NbdServer } from "../nbd/server.ts";
 import { PortStream } from "../nbd/transports/port.ts";
 import { Kernels } from "../wasm/kernels.ts";
 import { MachineExports } from "./exports.ts";
+import { MachineMonitor } from "./machine_monitor.ts";
 import type { Answer } from "./io_rpc.ts";
 import type {
   DiskFormat,
@@ -72,6 +73,8 @@ export class IoStorage {
   readonly disks: StorageDisks;
   /** What it asks of the control isolate. */
   readonly questions: HostQuestions;
+  /** Where monitors talk to it, null: nowhere. */
+  readonly monitor: MachineMonitor | null;
   readonly #emit: (event: IoEvent) => void;
   readonly #onResized: (disk: string) => void;
   readonly #drainGuest: () => Promise<void>;
@@ -108,6 +111,17 @@ export class IoStorage {
     this.#emit = options.emit;
     this.#onResized = options.onResized ?? (() => {});
     this.#drainGuest = options.drainGuest ?? (() => Promise.resolve());
+    const closeSessions = (exportName: string) => server.closeExport(exportName);
+    const { questions } = this;
+    this.monitor = config.monitorPath === null ? null : new MachineMonitor({
+      name: config.name,
+      block,
+      images,
+      disks,
+      exports,
+      closeSessions,
+      questions,
+    });
     this.#fleecings = new StorageFleecings({
       name: config.name,
       block,
@@ -116,7 +130,7 @@ export class IoStorage {
       exports,
       scratchDirectory: config.scratchDirectory,
       emit: options.emit,
-      closeSessions: (exportName) => server.closeExport(exportName),
+      closeSessions,
     });
   }
 
@@ -130,7 +144,10 @@ export class IoStorage {
     const server = new NbdServer({ directory: exports });
     try {
       const nbd = config.nbd === null ? null : await listen(server, config.nbd);
-      return new IoStorage({ block, images, disks, exports, server, nbd }, config, options);
+      const parts = { block, images, disks, exports, server, nbd };
+      const storage = new IoStorage(parts, config, options);
+      if (config.monitorPath !== null) await storage.monitor?.listen(config.monitorPath);
+      return storage;
     } catch (error) {
       await server.close();
       await disks.close();
@@ -345,6 +362,21 @@ export class IoStorage {
     return { result: {} };
   }
 
+  /** What the NBD server counts. */
+  nbdStatistics(): Answer<"nbdStatistics"> {
+    return { result: this.#server.statistics };
+  }
+
+  /** Serves a monitor's client behind a message port. */
+  monitorOpen({ port }: IoMethods["monitorOpen"]["params"]): Answer<"monitorOpen"> {
+    if (this.monitor === null) {
+      port.close();
+      throw new BlockError("ENOTSUP", "there is no monitor");
+    }
+    this.monitor.serve(port);
+    return { result: {} };
+  }
+
   /** Readers end, fleecings go, what is in flight is waited for, disks are flushed and closed. */
   close(): Promise<void> {
     return this.#inTurn(async () => {
@@ -352,6 +384,7 @@ export class IoStorage {
       const attempt = (action: () => unknown) =>
         Promise.resolve().then(action).catch((error: unknown) => failures.push(error));
       await attempt(() => this.#server.close());
+      await attempt(() => this.monitor?.close());
       await attempt(() => this.#jobs.close());
       await attempt(() => this.#fleecings.close());
       // After the fleecings: a write may wait for a copy that nobody needs any more.

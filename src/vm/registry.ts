@@ -7,6 +7,7 @@
 import { randomBytes } from "node:crypto";
 import { limits } from "../limits.ts";
 import { ServiceError } from "./errors.ts";
+import type { NbdStatistics } from "../machine/messages.ts";
 import { Machine, type MachineContext, type MachineDiskOrder } from "./machine.ts";
 import { ownDiskName } from "./names.ts";
 import type { MachineRecord } from "./store.ts";
@@ -115,6 +116,18 @@ export class Registry {
       counts.set(state, (counts.get(state) ?? 0) + 1);
     }
     return counts;
+  }
+
+  /** What the NBD servers of open machines count, by machine. */
+  async nbdStatistics(): Promise<Map<string, NbdStatistics>> {
+    const figures = new Map<string, NbdStatistics>();
+    await Promise.all([...this.#machines].map(async ([name, machine]) => {
+      if (machine.nbd === null) return;
+      // One that closes meanwhile, or whose worker died, has no figures.
+      const counted = await machine.call("nbdStatistics", {}).catch(() => undefined);
+      if (counted !== undefined) figures.set(name, counted);
+    }));
+    return figures;
   }
 
   /** Makes no new machines from now on. */

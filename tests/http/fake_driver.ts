@@ -24,8 +24,10 @@ import type {
   StorageDriver,
   StorageEvents,
 } from "../../src/vm/driver.ts";
+import { NbdServer } from "../../src/nbd/server.ts";
 
 const CLUSTER_BYTES = 65536;
+const NO_EXPORTS = { find: () => undefined, list: () => [] };
 
 type Params<M extends IoMethod> = IoMethods[M]["params"];
 
@@ -115,6 +117,7 @@ export class FakeStorage implements StorageDriver {
         }
         return {};
       },
+      nbdStatistics: () => new NbdServer({ directory: NO_EXPORTS }).statistics,
       nbdOpen: ({ port }: { port: MessagePort }) => {
         this.ports.push(port);
         return {};

@@ -66,6 +66,11 @@ Deno.test("/metrics counts machines and requests", async () => {
     text,
     /^ovis_http_requests_total\{method="post",route="\/v1\/vms",status="409"\} 1$/m,
   );
+  assertMatch(text, /^ovis_nbd_connections\{machine="t1"\} 0$/m);
+  assertMatch(text, /^ovis_nbd_requests_total\{machine="t1",command="read"\} 0$/m);
+  assertMatch(text, /^ovis_nbd_connections_total\{machine="t1",outcome="cutOff"\} 0$/m);
+  assertMatch(text, /^ovis_nbd_limit\{limit="connections"\} 256$/m);
+  assertEquals(/ovis_nbd_connections\{machine="t2"\}/.test(text), false);
 });
 
 Deno.test("/ is a page for people and /v1/info tells versions and limits", async () => {
