@@ -44,11 +44,12 @@ export function* compareRefcounts(
 ): Steps<Comparison> {
   const { refcountBlockEntries, clusterSize } = image.geometry;
   const result: Comparison = { needsRebuild: false, isRepaired: false };
+  // A crash may leave counts of clusters that the file does not even have.
   const end = image.clusterCount + 1;
   let highest = -1;
   for (let first = 0; first < end; first += refcountBlockEntries) {
     const index = first / refcountBlockEntries;
-    const blockEnd = Math.min(first + refcountBlockEntries, end);
+    const blockEnd = first + refcountBlockEntries;
     const block = yield* counts.disk.block(index);
     if (block === null && counts.references.nextUsed(first, blockEnd) === blockEnd) continue;
     yield* report.pause();
@@ -82,7 +83,7 @@ function compareBlock(
   for (let cluster = first; cluster < part.end; cluster++) {
     const stored = block === null ? 0 : getCount(block, cluster - first, refcountOrder);
     const counted = references.get(cluster);
-    if (stored > 0 || counted > 0) highest = cluster;
+    if ((stored > 0 || counted > 0) && cluster <= part.image.clusterCount) highest = cluster;
     if (stored === counted) continue;
     if (stored === 0) needsRebuild = true;
     const isLeak = stored > counted;
