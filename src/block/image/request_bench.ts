@@ -96,6 +96,7 @@ class BenchRun {
 
   *#flushNow(): Steps<void> {
     if (!this.#bench.isDrained) return yield* settle(this.#node.flush());
+    while (this.#flush !== null) yield this.#flush.promise;
     const flush = this.#flush = Promise.withResolvers<void>();
     while (this.#inFlight > 0 && this.failure === null) {
       this.#idle = Promise.withResolvers<void>();

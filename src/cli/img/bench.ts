@@ -18,6 +18,7 @@ import {
   openOptionsOf,
   parseCacheMode,
   QUIET_OPTION,
+  warnProbed,
 } from "./session.ts";
 import { parseNumber, parseSize } from "./sizes.ts";
 
@@ -58,7 +59,9 @@ export const command: ImgCommand = {
     const cache = parseCacheMode(cacheName, "Invalid cache mode");
     return ImgSession.run(async (session) => {
       const options = { ...openOptionsOf(args), isWritable: bench.isWrite, cache };
-      const { node } = await session.open(filename, options);
+      const image = await session.open(filename, options);
+      const { node } = image;
+      if (bench.isWrite) warnProbed(output, image);
       announce(bench, args, output);
       const startMs = performance.now();
       await runRequestBench(node, { ...bench, isWritethrough: cache.isWritethrough })

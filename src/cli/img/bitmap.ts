@@ -8,7 +8,7 @@
 import type { DirtyBitmaps } from "../../block/dirty_bitmap.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { Arguments } from "./args.ts";
-import { ImgError, UsageError } from "./errors.ts";
+import { ImgError } from "./errors.ts";
 import type { ImgCommand } from "./run.ts";
 import {
   errorMessage,
@@ -71,24 +71,20 @@ export const command: ImgCommand = {
 };
 
 function check(args: Arguments): void {
-  const [filename, name, ...more] = args.operands;
-  if (filename === undefined || name === undefined || more.length > 0) {
-    throw new UsageError("Expecting filename and bitmap name");
-  }
-  if (!args.options.some((option) => OPERATIONS.includes(option.name))) {
-    throw new UsageError(
-      "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
-    );
-  }
-  if (args.has("granularity") && !args.has("add")) {
-    throw new UsageError("granularity only supported with --add");
-  }
-  if (args.has("source-format") && !args.has("source-file")) {
-    throw new UsageError("-F only supported with -b");
-  }
-  if (args.has("source-file") && !args.has("merge")) {
-    throw new UsageError("Merge bitmap source file only supported with --merge");
-  }
+  const refuse = (condition: boolean, message: string): void => {
+    if (condition) throw new ImgError(message);
+  };
+  refuse(
+    !args.options.some((option) => OPERATIONS.includes(option.name)),
+    "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
+  );
+  refuse(args.operands.length !== 2, "Expecting filename and bitmap name");
+  refuse(args.has("granularity") && !args.has("add"), "granularity only supported with --add");
+  refuse(args.has("source-format") && !args.has("source-file"), "-F only supported with -b");
+  refuse(
+    args.has("source-file") && !args.has("merge"),
+    "Merge bitmap source file only supported with --merge",
+  );
 }
 
 interface BitmapChange {

@@ -25,6 +25,7 @@ import {
   parseCacheMode,
   PROGRESS_OPTION,
   QUIET_OPTION,
+  warnProbed,
 } from "./session.ts";
 import { parseSize } from "./sizes.ts";
 
@@ -62,6 +63,7 @@ export const command: ImgCommand = {
         isWritable: true,
         cache,
       });
+      warnProbed(output, image);
       const base = baseOf(image, args.get("base"));
       await commit(session, { image, base, speed, args, output });
       if (!args.has("drop") && !args.has("base")) await empty(image);

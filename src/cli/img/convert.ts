@@ -28,9 +28,7 @@ export const command: ImgCommand = {
   run: async (args, output) => {
     const settings = convertSettings(args, output);
     if (settings === "help") {
-      const format = args.get("target-format");
-      if (format === undefined) throw new ImgError("Option help requires a format be specified");
-      output.print(optionHelp(format, args.operands.length > 0));
+      output.print(optionHelp(args.get("target-format") ?? "raw", args.operands.length > 0));
       return 0;
     }
     await convert(settings, args, output);

@@ -73,12 +73,9 @@ async function makeTarget(
     made.isMade = true;
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
-    const [first] = sources;
-    throw new ImgError(
-      `${target}: error while converting ${first?.format ?? ""}: ${errorMessage(error)}`,
-      1,
-      { cause: error },
-    );
+    throw new ImgError(`${target}: error while converting ${format}: ${errorMessage(error)}`, 1, {
+      cause: error,
+    });
   }
 }
 

@@ -12,7 +12,7 @@ import { copyDifferences, RebaseReadError } from "../../block/image/rebase.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { pathOf } from "../../block/open/open_image.ts";
 import type { Arguments } from "./args.ts";
-import { ImgError } from "./errors.ts";
+import { ImgError, UsageError } from "./errors.ts";
 import { ImgProgress } from "./progress.ts";
 import type { ImgCommand, ImgOutput } from "./run.ts";
 import {
@@ -59,7 +59,7 @@ export const command: ImgCommand = {
     const isUnsafe = args.has("backing-unsafe");
     const backing = args.get("backing");
     if (backing === undefined && !isUnsafe) {
-      throw new ImgError("Must specify backing file (-b) or use unsafe mode (-u)");
+      throw new UsageError("Must specify backing file (-b) or use unsafe mode (-u)");
     }
     const cache = parseCacheMode(args.get("cache") ?? "writeback");
     const backingCache = args.get("backing-cache") ?? "writeback";

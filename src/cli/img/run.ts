@@ -99,7 +99,7 @@ export async function runImg(words: readonly string[], output: ImgOutput): Promi
     return await command.run(args, output);
   } catch (error) {
     if (error instanceof UsageError) {
-      return usage(output, error.message, name, command.failureStatus);
+      return usage(output, error.message, name);
     }
     // What is not expected carries no message for people.
     if (!isExpected(error)) throw error;
@@ -125,11 +125,11 @@ export function imgHelp(): string {
   ].join("\n");
 }
 
-function usage(output: ImgOutput, message: string, command?: string, status = 1): number {
+function usage(output: ImgOutput, message: string, command?: string): number {
   output.printError(`${PREFIX}${message}\n`);
   const help = command === undefined ? "" : ` ${command}`;
   output.printError(`Try 'ovis img${help} --help' for more info\n`);
-  return status;
+  return 1;
 }
 
 function isExpected(error: unknown): error is Error {

@@ -108,7 +108,7 @@ async function apply(snapshots: Qcow2Snapshots | null, name: string): Promise<vo
   }
 }
 
-const NOT_FOUND = "No such file or directory";
+const NOT_FOUND = "Failed to load snapshot: No such file or directory";
 
 /** By name alone, as qemu-img. */
 async function forget(snapshots: Qcow2Snapshots | null, name: string): Promise<void> {

@@ -32,7 +32,7 @@ export function formatSnapshots(snapshots: readonly SnapshotInfo[]): string[] {
     formatSize(snapshot["vm-state-size"]),
     formatDate(snapshot["date-sec"]),
     formatClock(snapshot["vm-clock-sec"], snapshot["vm-clock-nsec"]),
-    snapshot.icount === undefined ? "" : String(snapshot.icount),
+    snapshot.icount === undefined ? "--" : String(snapshot.icount),
   ]);
   const head = ["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"];
   return [head, ...rows].map(([id = "", tag = "", size = "", date = "", clock = "", icount = ""]) =>

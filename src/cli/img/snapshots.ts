@@ -15,10 +15,14 @@ import { findSnapshot, type SnapshotName } from "./snapshot_names.ts";
 export async function openSnapshot(image: Image, name: SnapshotName): Promise<BlockNode> {
   const node = unfiltered(image.node);
   const snapshots = node instanceof Qcow2Node ? node.snapshots : null;
-  const found = findSnapshot(snapshots?.list() ?? [], name);
-  if (snapshots === null || found === undefined) {
-    throw new ImgError("Failed to load snapshot: Can't find snapshot");
+  if (snapshots === null) {
+    throw new ImgError(
+      `Failed to load snapshot: Block format '${node.driver}' used by device '' does not ` +
+        "support temporarily loading internal snapshots",
+    );
   }
+  const found = findSnapshot(snapshots.list(), name);
+  if (found === undefined) throw new ImgError("Failed to load snapshot: Can't find snapshot");
   try {
     await snapshots.show(found.id);
   } catch (error) {
