@@ -9,7 +9,7 @@ import type { Settings } from "../config.ts";
 import { createApp } from "../http/app.ts";
 import { Authenticator, TicketBook } from "../http/auth.ts";
 import { startHttpServer } from "../http/server.ts";
-import { relayWebSocket } from "../nbd/transports/websocket.ts";
+import { relayTextSocket, relayWebSocket } from "../nbd/transports/websocket.ts";
 import { VERSION } from "../version.ts";
 import type { BuiltInImage } from "../vm/images.ts";
 import type { Log } from "../vm/log.ts";
@@ -56,6 +56,7 @@ export async function startService(settings: Settings, log: Log): Promise<Runnin
       version: VERSION,
       publicUrl: settings.publicUrl,
       relayWebSocket,
+      relayTextSocket,
     });
     const server = startHttpServer(app, settings);
     log.info("listening on {url}, data in {path}", { url: server.url, path: service.folder.path });

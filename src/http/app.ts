@@ -22,6 +22,7 @@ import { addFilesPage } from "./routes/files.ts";
 import { addFleecingRoutes } from "./routes/fleecings.ts";
 import { addImageRoutes } from "./routes/images.ts";
 import { addJobRoutes } from "./routes/jobs.ts";
+import { addMonitorRoute } from "./routes/monitor.ts";
 import { addServiceRoutes } from "./routes/service.ts";
 import { addTransactionRoute } from "./routes/transactions.ts";
 import { addVmRoutes } from "./routes/vms.ts";
@@ -43,6 +44,8 @@ export interface AppOptions {
   publicUrl: string | null;
   /** Carries an NBD session between a WebSocket and a machine's worker. */
   relayWebSocket: RelayWebSocket;
+  /** The same for a monitor's session, which is text. */
+  relayTextSocket: RelayWebSocket;
 }
 
 /** The face, ready to be put behind a socket. */
@@ -66,6 +69,7 @@ export function createApp(options: AppOptions): App {
   addFleecingRoutes(router, service, links);
   addCheckpointRoutes(router, service);
   addTransactionRoute(router, service, links);
+  addMonitorRoute(router, service, { sockets, relay: options.relayTextSocket });
   addExportRoutes(router, service, { links, auth, sockets, relayWebSocket });
   addDiskRoutes(router, service);
   addBitmapRoutes(router, service);

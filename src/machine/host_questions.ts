@@ -5,10 +5,10 @@
  */
 
 import { BlockError } from "../block/errors.ts";
-import type { HostAnswer, HostQuestion, IoEvent, IoNotice } from "./messages.ts";
+import type { HostQuestion, IoEvent, IoNotice } from "./messages.ts";
 
 interface Waiting {
-  resolve: (answer: HostAnswer) => void;
+  resolve: () => void;
   reject: (error: BlockError) => void;
 }
 
@@ -23,8 +23,8 @@ export class HostQuestions {
     this.#emit = emit;
   }
 
-  /** Asks; rejects with the control isolate's BlockError. */
-  ask(question: HostQuestion): Promise<HostAnswer> {
+  /** Resolves when it is done; rejects with the control isolate's BlockError. */
+  ask(question: HostQuestion): Promise<void> {
     const id = ++this.#lastId;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });
@@ -37,7 +37,7 @@ export class HostQuestions {
     const waiting = this.#waiting.get(notice.id);
     if (waiting === undefined) return;
     this.#waiting.delete(notice.id);
-    if ("answer" in notice) waiting.resolve(notice.answer);
+    if (notice.error === null) waiting.resolve();
     else waiting.reject(new BlockError(notice.error.code, notice.error.message));
   }
 }

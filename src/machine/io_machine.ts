@@ -92,6 +92,7 @@ export class IoMachine {
       });
       this.#disks.announce();
       this.#hasExited = false;
+      this.storage.monitor?.noteReset();
       return { result: { entryPc } };
     } finally {
       this.#isLoading = false;

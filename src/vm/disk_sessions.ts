@@ -65,6 +65,7 @@ export class DiskSessions {
       readableFolders,
       scratchDirectory: folder.scratchDirectory(record.folder),
       nbd: null,
+      monitorPath: null,
     }, this.#eventsOf(record.name));
     try {
       return await action(driver);
@@ -114,6 +115,7 @@ export class DiskSessions {
       ...this.#disks.folders([name]),
       scratchDirectory: folder.scratchDirectory(record.folder),
       nbd: null,
+      monitorPath: null,
     }, this.#eventsOf(name));
     const [info] = driver.opened.disks;
     if (info !== undefined) this.#disks.noteSize(name, info.sizeBytes);
@@ -145,10 +147,9 @@ export class DiskSessions {
       onDiskResized: (_disk, sizeBytes) => this.#disks.noteSize(name, sizeBytes),
       onQuestion: (question) => {
         if (question.type === "activeFile") {
-          this.#disks.switchFile(name, question);
-          return Promise.resolve({});
+          return Promise.resolve(this.#disks.switchFile(name, question));
         }
-        const message = `disk ${name} has no machine that could ${question.type}`;
+        const message = `disk ${name} has no machine that could ${question.request}`;
         return Promise.reject(new ServiceError("notSupported", message));
       },
       onFailed: (message) => {

@@ -11,7 +11,6 @@
  */
 
 import type {
-  HostAnswer,
   HostQuestion,
   IoMethod,
   IoMethods,
@@ -31,7 +30,7 @@ export interface StorageEvents {
   /** A disk has another size. */
   onDiskResized(disk: string, sizeBytes: number): void;
   /** Something that only the control side can do or decide. A rejection is told to the worker. */
-  onQuestion(question: HostQuestion): Promise<HostAnswer>;
+  onQuestion(question: HostQuestion): Promise<void>;
   /** A worker died. */
   onFailed(message: string): void;
 }

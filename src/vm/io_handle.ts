@@ -129,7 +129,7 @@ export class IoHandle {
         return this.#onResponse(message);
       case "console":
         this.#events.onConsole?.(message.bytes);
-        return this.#notify({ type: "consoleTaken", byteCount: message.bytes.length });
+        return this.notify({ type: "consoleTaken", byteCount: message.bytes.length });
       case "exit":
         return this.#events.onExit?.(message.reason, message.code);
       case "fleecingBroken": {
@@ -147,14 +147,15 @@ export class IoHandle {
 
   async #answer(id: number, question: HostQuestion): Promise<void> {
     try {
-      const answer = await this.#events.onQuestion(question);
-      this.#notify({ type: "answer", id, answer });
+      await this.#events.onQuestion(question);
+      this.notify({ type: "answer", id, error: null });
     } catch (error) {
-      this.#notify({ type: "answer", id, error: toWireError(error) });
+      this.notify({ type: "answer", id, error: toWireError(error) });
     }
   }
 
-  #notify(notice: IoNotice): void {
+  /** Says something that is not answered. */
+  notify(notice: IoNotice): void {
     this.#worker.postMessage(notice);
   }
 
@@ -217,20 +218,22 @@ function ioPermissions(
   config: StorageConfig,
   files: readonly string[],
 ): Deno.PermissionOptionsObject {
-  const { disks, writableFolders, readableFolders, scratchDirectory, nbd } = config;
+  const { disks, writableFolders, readableFolders, scratchDirectory, nbd, monitorPath } = config;
+  const sockets = [nbd?.socketPath ?? null, monitorPath].filter((path) => path !== null);
   const written = [
     ...disks.flatMap(({ path, isReadOnly }) => isReadOnly ? [] : [path]),
     ...writableFolders,
     scratchDirectory,
-    ...(nbd === null ? [] : [nbd.socketPath]),
+    ...sockets,
   ];
   const read = [...written, ...disks.map(({ path }) => path), ...readableFolders, ...files];
   return {
     read: withRealPaths(read),
     write: withRealPaths(written),
-    net: nbd === null
-      ? false
-      : [`${hostForPermission(nbd.host)}:${nbd.port}`, `unix:${nbd.socketPath}`],
+    net: [
+      ...(nbd === null ? [] : [`${hostForPermission(nbd.host)}:${nbd.port}`]),
+      ...sockets.map((path) => `unix:${path}`),
+    ],
     // Holes, discards and locks of files need the C library; without the permission they are done
     // without.
     ffi: "inherit",

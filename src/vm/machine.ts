@@ -16,7 +16,6 @@ import { setTimeout as delay } from "node:timers/promises";
 import { limits } from "../limits.ts";
 import type {
   FleecingResult,
-  HostAnswer,
   HostQuestion,
   IoMethod,
   IoMethods,
@@ -554,15 +553,12 @@ export class Machine {
   }
 
   /** What the worker can't do or decide by itself. */
-  async #answer(session: Session, question: HostQuestion): Promise<HostAnswer> {
+  async #answer(session: Session, question: HostQuestion): Promise<void> {
     if (question.type === "activeFile") {
-      this.#context.disks.switchFile(this.resourceOf(question.disk), question);
-      return {};
+      return this.#context.disks.switchFile(this.resourceOf(question.disk), question);
     }
-    if (question.type === "status") return { state: this.#state };
     if (this.#session !== session) throw new ServiceError("wrongState", "the machine was stopped");
     await answerMonitor(this, question.request);
-    return {};
   }
 
   /** A fleecing's time is over. */

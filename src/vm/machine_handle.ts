@@ -115,6 +115,7 @@ export class MachineHandle implements MachineDriver {
     return this.#inTurn(async () => {
       await this.#park();
       this.#pausedAtMs ??= performance.now();
+      this.#io.notify({ type: "runState", state: "paused" });
     });
   }
 
@@ -180,6 +181,7 @@ export class MachineHandle implements MachineDriver {
   }
 
   #run(): void {
+    this.#io.notify({ type: "runState", state: "running" });
     Atomics.store(this.#words, this.#layout.STOP_WORD >>> 2, 0);
     for (const hart of this.#harts) {
       if (hart.isRunning) continue;

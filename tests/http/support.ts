@@ -74,6 +74,7 @@ export async function openTestApp(
     version: "0.0.0",
     publicUrl: null,
     relayWebSocket: (_socket, port) => Promise.resolve(port.close()),
+    relayTextSocket: (_socket, port) => Promise.resolve(port.close()),
   });
   const fetch = (path: string, init?: RequestInit) => app.handle(new Request(BASE + path, init));
   return {

@@ -55,6 +55,7 @@ class Rig implements AsyncDisposable {
       readableFolders: [],
       scratchDirectory: `${this.folder}/scratch`,
       nbd: null,
+      monitorPath: null,
     }, { kernels, hasGuest: true, emit: (event) => this.#hear(event) });
     return this.#storage;
   }
@@ -119,7 +120,7 @@ class Rig implements AsyncDisposable {
       const { id, question } = event;
       this.questions.push(question);
       const answer = this.refusal === null
-        ? { answer: {} }
+        ? { error: null }
         : { error: { code: "EIO" as const, message: this.refusal } };
       queueMicrotask(() => this.storage.questions.settle({ type: "answer", id, ...answer }));
     }

@@ -73,7 +73,7 @@ export class TestMachine {
         machine.#note(machine.broken, `${fleecing} ${disk}: ${message}`),
       onJob: (job) => machine.#note(machine.jobs, `${job.id} ${job.status}`),
       onDiskResized: (disk, sizeBytes) => machine.#note(machine.resized, `${disk} ${sizeBytes}`),
-      onQuestion: () => Promise.resolve({ state: "running" }),
+      onQuestion: () => Promise.resolve(),
       onFailed: (message) => machine.#note(machine.failures, message),
     });
     return machine;

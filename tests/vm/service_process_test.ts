@@ -105,7 +105,7 @@ Deno.test("after kill -9 disks are intact, temporary images gone, machines stopp
     }
     const [id = ""] = names(`${folder}/disks`);
     assertEquals(names(`${folder}/scratch/${id}`).length, 1, "the crash leaves a temporary image");
-    assertEquals(names(`${folder}/sockets`).length, 1);
+    assertEquals(names(`${folder}/sockets`).length, 2);
 
     await using service = await Service.start(folder);
     assertMatch(service.log, /fleecings lost in a crash: \["t1\/f1"\]/);

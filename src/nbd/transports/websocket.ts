@@ -39,10 +39,16 @@ export function relayWebSocket(socket: WebSocket, port: MessagePort): Promise<st
   return new Promise((resolve) => new Relay(socket, port, resolve));
 }
 
+/** The same where the bytes are UTF-8 text, for the monitor: text messages both ways. */
+export function relayTextSocket(socket: WebSocket, port: MessagePort): Promise<string> {
+  return new Promise((resolve) => new Relay(socket, port, resolve, new TextDecoder()));
+}
+
 class Relay {
   readonly #socket: WebSocket;
   readonly #port: MessagePort;
   readonly #onClosed: (reason: string) => void;
+  readonly #decoder: TextDecoder | null;
   readonly #inbound: Uint8Array<ArrayBuffer>[] = [];
   #inboundBytes = 0;
   #unacknowledged = 0;
@@ -55,7 +61,14 @@ class Relay {
   /** How long nothing has moved, roughly. */
   #stillMs = 0;
 
-  constructor(socket: WebSocket, port: MessagePort, onClosed: (reason: string) => void) {
+  /** `decoder`: what is sent is text, which it decodes; text is taken too. */
+  constructor(
+    socket: WebSocket,
+    port: MessagePort,
+    onClosed: (reason: string) => void,
+    decoder: TextDecoder | null = null,
+  ) {
+    this.#decoder = decoder;
     this.#socket = socket;
     this.#port = port;
     this.#onClosed = onClosed;
@@ -67,7 +80,9 @@ class Relay {
     port.onmessage = ({ data }) => this.#onPortMessage(data as NbdPortMessage);
   }
 
-  #onFrame(data: unknown): void {
+  #onFrame(message: unknown): void {
+    const isText = typeof message === "string" && this.#decoder !== null;
+    const data = isText ? new TextEncoder().encode(message).buffer : message;
     if (!(data instanceof ArrayBuffer)) {
       this.#refuse(CLOSE_UNSUPPORTED_DATA, "NBD needs binary messages");
       return;
@@ -117,7 +132,8 @@ class Relay {
         return;
       }
       for (let at = 0; at < bytes.length; at += limits.nbdWebSocketFrameBytes) {
-        this.#socket.send(bytes.subarray(at, at + limits.nbdWebSocketFrameBytes));
+        const frame = bytes.subarray(at, at + limits.nbdWebSocketFrameBytes);
+        this.#socket.send(this.#decoder?.decode(frame, { stream: true }) ?? frame);
       }
       this.#post({ type: "credit", byteCount: bytes.length });
       // There was room: whatever is buffered now, things are moving.

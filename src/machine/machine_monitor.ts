@@ -1,0 +1,121 @@
+/**
+ * A machine's monitor (QMP): QEMU's commands on its block layer, served on its unix socket and over
+ * ports. What only the control isolate can do (stop, cont, reset, quit) is asked of it.
+ *
+ * Exports that a monitor adds are offered by the machine's own NBD server; another is not started.
+ * Files are opened where the worker may.
+ *
+ * @module
+ */
+
+import type { BlockLayer } from "../block/block_layer.ts";
+import { PortStream } from "../nbd/transports/port.ts";
+import type { QmpMachine, QmpRunState } from "../qmp/machine.ts";
+import { Monitor } from "../qmp/monitor.ts";
+import { QmpServer } from "../qmp/server.ts";
+import type { MachineExports } from "./exports.ts";
+import type { HostQuestions } from "./host_questions.ts";
+import type { HostQuestion } from "./messages.ts";
+import type { StorageDisks } from "./storage_disks.ts";
+import type { StorageImages } from "./storage_images.ts";
+
+/** What a monitor needs of its worker. */
+export interface MonitorSurroundings {
+  /** The machine's name. */
+  name: string;
+  /** What commands work on. */
+  block: BlockLayer;
+  /** Says where files may be opened. */
+  images: StorageImages;
+  /** The machine's disks. */
+  disks: StorageDisks;
+  /** Where exports of the monitor go. */
+  exports: MachineExports;
+  /** Ends the sessions on an export that can't be opened any more. */
+  closeSessions: (exportName: string) => Promise<unknown>;
+  /** Asks the control isolate. */
+  questions: HostQuestions;
+}
+
+/** What monitors ask for of a machine. */
+type ControlRequest = Extract<HostQuestion, { type: "control" }>["request"];
+
+/** See the module's head. */
+export class MachineMonitor {
+  readonly #monitor: Monitor;
+  readonly #server: QmpServer;
+  #runState: QmpRunState = "prelaunch";
+
+  /** Serves nobody yet. */
+  constructor(around: MonitorSurroundings) {
+    const { block, images, exports, closeSessions, questions } = around;
+    const ask = async (request: ControlRequest): Promise<void> => {
+      await questions.ask({ type: "control", request });
+    };
+    this.#monitor = new Monitor({
+      block,
+      mayOpen: (path) => images.mayOpen(path),
+      mayListen: () => false,
+      quit: () => void ask("quit").catch(() => {}),
+      machine: this.#describe(around, ask),
+      hasOwnServer: true,
+      exportListener: {
+        added: (blockExport) => exports.add([blockExport]),
+        removed: async ({ name }) => {
+          exports.remove(name);
+          await closeSessions(name);
+        },
+      },
+    });
+    this.#server = new QmpServer(this.#monitor);
+  }
+
+  /** Serves a unix socket. */
+  listen(path: string): Promise<void> {
+    return this.#server.listenUnix(path);
+  }
+
+  /** Serves a client behind a message port. */
+  serve(port: MessagePort): void {
+    void this.#server.serve(new PortStream(port, "monitor"));
+  }
+
+  /** What the machine is doing now: clients are told of changes. */
+  setRunState(state: "running" | "paused"): void {
+    const before = this.#runState;
+    this.#runState = state;
+    if (before === state || before === "prelaunch") return;
+    this.#monitor.emit({ event: state === "paused" ? "STOP" : "RESUME" });
+  }
+
+  /** The machine was loaded anew: it is reset, unless this was its first start. */
+  noteReset(): void {
+    if (this.#runState !== "prelaunch") this.#monitor.emit({ event: "RESET" });
+  }
+
+  /** Ends all sessions, then what they made. */
+  async close(): Promise<void> {
+    await this.#server.close();
+    await this.#monitor.close();
+  }
+
+  #describe(
+    { name, disks }: MonitorSurroundings,
+    ask: (request: ControlRequest) => Promise<void>,
+  ): QmpMachine {
+    return {
+      name,
+      runState: () => this.#runState,
+      stop: () => ask("stop"),
+      cont: () => ask("cont"),
+      reset: () => ask("reset"),
+      powerdown: () => ask("powerdown"),
+      disks: () =>
+        disks.list.map(({ config, backend }) => ({
+          name: config.name,
+          qdev: `/machine/peripheral/${config.name}/virtio-backend`,
+          backend,
+        })),
+    };
+  }
+}
