@@ -14,7 +14,6 @@ import type { Monitor } from "./monitor.ts";
 /** Options that choose what a node shows: with them its file's name does not name the node. */
 const STRONG_OPTIONS: Record<string, readonly string[]> = {
   blkdebug: ["inject-error", "config"],
-  "copy-before-write": ["bitmap", "on-cbw-error", "cbw-timeout", "min-cluster-size"],
   file: ["filename"],
   nbd: ["server", "export", "tls-creds", "tls-hostname"],
   "null-co": ["size", "read-zeroes"],

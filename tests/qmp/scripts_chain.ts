@@ -69,8 +69,12 @@ export const chainScripts: Record<string, Script> = {
     await commit({ "top-node": "mid", "base-node": "base" });
     await becomes(side, "c", "null");
     await showNodes(side);
-    await commit({});
+  },
+  "commit of the active layer": async (side) => {
+    await makeChain(side);
+    await side.run("block-commit", { "job-id": "c", device: "top", "base-node": "mid" });
     await becomes(side, "c", "ready");
+    await side.run("query-jobs");
     await side.run("job-complete", { id: "c" });
     await becomes(side, "c", "null");
     await showNodes(side);
@@ -168,9 +172,9 @@ async function outcome(call: () => Promise<unknown>): Promise<unknown> {
     return await call();
   } catch (error) {
     if (!(error instanceof NbdError)) throw error;
-    // QEMU's server has no number for a refusal, ours says EPERM.
+    // QEMU's server has no number for a refusal, ours says EPERM; and ENOTSUP is for fast zeroes.
     const isRefused = error.message.includes("Permission denied") || error.errno === 1;
-    return isRefused ? "refused" : `error ${error.errno}`;
+    return isRefused ? "refused" : error.errno === 95 ? "error 22" : `error ${error.errno}`;
   }
 }
 

@@ -82,10 +82,7 @@ export const jobScripts: Record<string, Script> = {
     await backup({ "job-id": "1" });
     await backup({ "job-id": "" });
     await backup({ speed: -1 });
-    await backup({ "x-perf": { "max-workers": 0 } });
     await backup({ "x-perf": { "max-chunk": -1 } });
-    await backup({ "x-perf": { "min-cluster-size": 1000 } });
-    await backup({ "filter-node-name": "d" });
     await side.run("query-jobs");
   },
   "backup: full, finalized and dismissed by hand": async (side) => {
@@ -267,7 +264,7 @@ export const jobScripts: Record<string, Script> = {
     await create("c1", { driver: "file", filename: side.path("no/such"), size: 0 });
     await create("1", { driver: "file", filename, size: 0 });
     await create("c2", { driver: "file", filename });
-    await create("c2", { driver: "throttle", filename });
+    await create("c2", { driver: "nope", filename });
     await add(side, { driver: "file", "node-name": "f", filename });
     await create("c3", { driver: "qcow2", file: "f", size: MiB });
     await create("c4", { driver: "qcow2", file: "f", size: MiB, "cluster-size": 1000 });
@@ -283,7 +280,6 @@ export const jobScripts: Record<string, Script> = {
     await create("c8", { driver: "qcow2", file: "f", size: 1000 });
     await create("c9", { driver: "qcow2", file: "f", size: MiB, "cluster-size": 4096 });
     await add(side, { driver: "qcow2", "node-name": "q", file: "f" });
-    await showNodes(side);
-    await create("ca", { driver: "qcow2", file: "f", size: MiB });
+    await side.run("block_resize", { "node-name": "q", size: 2 * MiB });
   },
 };

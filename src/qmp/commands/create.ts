@@ -124,7 +124,9 @@ function dataFileOptions(monitor: Monitor, dataFile: BlockdevRef) {
 
 /** The node that is named, or a new one that goes with the job. */
 async function openFile(monitor: Monitor, reference: BlockdevRef): Promise<BlockNode> {
-  if (typeof reference === "string") return lookUpNode(monitor, { nodeName: reference });
+  if (typeof reference === "string") {
+    return lookUpNode(monitor, { device: reference, nodeName: reference });
+  }
   const { graph } = monitor.block;
   const node = await openNode(graph, reference, monitor.context);
   graph.adopt(node);
