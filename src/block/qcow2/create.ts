@@ -154,6 +154,7 @@ function* writeFirstTables(file: BlockNode, header: Qcow2Header, bytes: Uint8Arr
   for (let index = 0; index < 3; index++) setCount(block, index, header.refcountOrder, 1);
   const image = new ImageFile({ node: file });
   yield* image.write(0, tables);
+  yield* image.trim();
 }
 
 /** Throws a BlockError on options that are wrong or don't go along with each other. */

@@ -96,6 +96,8 @@ export class Qcow2Image implements L2Context, EntryFormat {
   readonly scratchRun: ClusterRun = new ClusterRun();
   /** The compressed cluster that was read last: its offset in the file, its content. */
   lastUnpacked: { offset: number; bytes: Uint8Array } | null = null;
+  /** Where the next compressed cluster goes, if its host cluster has room: see there. */
+  packedEnd = 0;
   readonly #passesDiscards: () => boolean;
   #headerBytes: Uint8Array;
   #frees: PendingFree[] = [];
@@ -267,6 +269,9 @@ export class Qcow2Image implements L2Context, EntryFormat {
       if (!this.hasDataFile) yield* this.#waitForRequests(offset, length);
       for (const freed of yield* this.refcounts.lower(offset, length)) {
         this.lastUnpacked = null;
+        if (this.packedEnd >= freed.offset && this.packedEnd <= freed.offset + freed.length) {
+          this.packedEnd = 0;
+        }
         if (isRequested && this.#passesDiscards()) {
           yield* settle(discardIn(this.file, freed));
         }

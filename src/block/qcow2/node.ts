@@ -20,9 +20,10 @@ import type { IoVector } from "../io_vector.ts";
 import { BlockNode, type DiscardMode } from "../node.ts";
 import { andThen } from "../maybe_promise.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
-import type { BlockStatus, MaybePromise } from "../types.ts";
+import { type BlockStatus, type MaybePromise, REQ_WRITE_COMPRESSED } from "../types.ts";
 import { Qcow2Bitmaps } from "./bitmaps.ts";
 import { checkQcow2 } from "./check.ts";
+import { type Compressor, directCompressors } from "./compress.ts";
 import {
   AUTOCLEAR_MASK,
   COMPAT_LAZY_REFCOUNTS,
@@ -44,6 +45,7 @@ import { emptyImage, resizeImage } from "./resize.ts";
 import { Qcow2Snapshots } from "./snapshots.ts";
 import { statusOf } from "./status.ts";
 import { tryWrite, writeImage } from "./write.ts";
+import { writeCompressed } from "./write_compressed.ts";
 import { discardInImage, zeroImage } from "./zero.ts";
 
 /** What `Qcow2Node.open` takes. */
@@ -60,6 +62,8 @@ export interface Qcow2NodeOptions {
   isReadOnly: boolean;
   /** "unmap" unless given: then clusters that were given up are discarded in the file too. */
   discard?: DiscardMode;
+  /** Compresses clusters that are to be written so; within the call unless given. */
+  compressor?: Compressor;
   /** Most memory for L2 tables; that of limits.ts unless given. */
   l2CacheBytes?: number;
   /** Most memory for refcounts; that of limits.ts unless given. */
@@ -78,6 +82,7 @@ export class Qcow2Node extends BlockNode {
   readonly #file: BlockEdge;
   readonly #bitmaps: Qcow2Bitmaps;
   readonly #snapshots: Qcow2Snapshots;
+  readonly #compressor: Compressor;
 
   private constructor(options: Qcow2NodeOptions, { header, headerBytes }: OpenImage) {
     super({
@@ -102,6 +107,7 @@ export class Qcow2Node extends BlockNode {
       l2CacheBytes: options.l2CacheBytes,
       refcountCacheBytes: options.refcountCacheBytes,
     });
+    this.#compressor = options.compressor ?? directCompressors[header.compressionType];
     this.#bitmaps = new Qcow2Bitmaps(this.#image);
     this.#snapshots = new Qcow2Snapshots(this.#image, {
       replacing: () => this.observer?.replacing(),
@@ -160,6 +166,11 @@ export class Qcow2Node extends BlockNode {
     return extensionText(this.#image.header.extensions, EXTENSION_BACKING_FORMAT);
   }
 
+  /** All but those with a data file: QEMU's don't either. */
+  override get supportsCompressedWrites(): boolean {
+    return !this.#image.hasDataFile;
+  }
+
   override get supportsBacking(): boolean {
     return true;
   }
@@ -176,6 +187,9 @@ export class Qcow2Node extends BlockNode {
 
   protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     if (!this.#bitmaps.isMarked) return this.#marked(() => this.doWrite(offset, source, flags));
+    if ((flags & REQ_WRITE_COMPRESSED) !== 0) {
+      return runSteps(writeCompressed(this.#image, offset, source, this.#compressor));
+    }
     const done = tryWrite(this.#image, offset, source);
     return done === false ? runSteps(writeImage(this.#image, offset, source)) : done;
   }

@@ -140,6 +140,27 @@ export function* waitForGuestWrites(
   }
 }
 
+/** Runs steps while nobody else changes the clusters of a range. */
+export function* holdRange<T>(
+  image: Qcow2Image,
+  offset: number,
+  end: number,
+  steps: () => Steps<T>,
+): Steps<T> {
+  const { clusterSize } = image.geometry;
+  yield* image.lock.acquire();
+  yield* waitForGuestWrites(image, offset, end - offset);
+  image.lock.release();
+  const start = offset - offset % clusterSize;
+  const length = Math.ceil((end - start) / clusterSize) * clusterSize;
+  const busy = image.guestWrites.add({ offset: start, length });
+  try {
+    return yield* steps();
+  } finally {
+    image.guestWrites.remove(busy);
+  }
+}
+
 /** False where the file has to grow first, or metadata is in the way. */
 function writeInPlace(
   image: Qcow2Image,

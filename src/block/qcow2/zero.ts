@@ -24,7 +24,7 @@ import { CLUSTER, findRun } from "./l2_entry.ts";
 import { entryIndex, setEntry, subclusterBits } from "./link.ts";
 import { checkRun, checkWritable, isSound } from "./lookup.ts";
 import type { Slice } from "./metadata_cache.ts";
-import { readsAsZeroes, waitForGuestWrites, writeImage } from "./write.ts";
+import { holdRange, readsAsZeroes, waitForGuestWrites, writeImage } from "./write.ts";
 
 const ALL_SUBCLUSTERS = 0xffffffff;
 /** After so many pieces of tables the event loop gets a turn. */
@@ -64,27 +64,6 @@ function* zeroPart(image: Qcow2Image, offset: number, end: number, flags: number
     return isRestZero;
   });
   if (!isZeroed) yield* writeZeroes(image, offset, end, flags);
-}
-
-/** Runs steps while nobody else changes the clusters of a range. */
-function* holdRange<T>(
-  image: Qcow2Image,
-  offset: number,
-  end: number,
-  steps: () => Steps<T>,
-): Steps<T> {
-  const { clusterSize } = image.geometry;
-  yield* image.lock.acquire();
-  yield* waitForGuestWrites(image, offset, end - offset);
-  image.lock.release();
-  const start = offset - offset % clusterSize;
-  const length = Math.ceil((end - start) / clusterSize) * clusterSize;
-  const busy = image.guestWrites.add({ offset: start, length });
-  try {
-    return yield* steps();
-  } finally {
-    image.guestWrites.remove(busy);
-  }
 }
 
 /** Zeroes as data. */
