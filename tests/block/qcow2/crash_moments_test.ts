@@ -136,12 +136,26 @@ const SCENARIOS: Record<string, Scenario> = {
   },
   "a larger refcount table": {
     options: { sizeBytes: 2560 * KiB, clusterBytes: 512, refcountBits: 64 },
-    prepare: ({ node }) => node.write(0, filled(1920 * KiB, 5)),
+    prepare: ({ node }) => node.write(0, filled(1960 * KiB, 5)),
     action: async ({ node }) => {
-      await node.write(1920 * KiB, filled(256 * KiB, 6));
+      await node.write(1960 * KiB, filled(64 * KiB, 6));
       await node.flush();
     },
-    verify: async ({ node }) => assertEquals(await value(node, 1919 * KiB), 5),
+    verify: async ({ node }) => assertEquals(await value(node, 1959 * KiB), 5),
+  },
+  "many new L2 tables": {
+    options: { ...SMALL, clusterBytes: 512 },
+    prepare: ({ node }) => node.write(100 * KiB, filled(512, 5)),
+    action: async ({ node }) => {
+      for (let at = 0; at < 256; at += 32) await node.write(at * KiB, filled(512, 6));
+      await node.flush();
+    },
+    verify: async ({ node }) => {
+      assertEquals(await value(node, 100 * KiB), 5);
+      for (let at = 0; at < 256; at += 32) {
+        assert([0, 6].includes(await value(node, at * KiB) ?? 1));
+      }
+    },
   },
   "discarding all": {
     options: { ...SMALL, clusterBytes: 512 },
