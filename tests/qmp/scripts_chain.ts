@@ -48,8 +48,57 @@ async function makeChain(side: QmpSide): Promise<void> {
   await open("top", "mid");
 }
 
+/** A chain base <- a <- b <- top, of which only `top` is named: the rest belongs to it. */
+async function openWholeChain(side: QmpSide): Promise<void> {
+  const q = (name: string) => side.path(name);
+  await qemuImg("create", "-q", "-f", "qcow2", q("base"), "1M");
+  let below = "base";
+  for (const name of ["a", "b", "top"]) {
+    await qemuImg("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below, q(name));
+    below = name;
+  }
+  await add(side, {
+    driver: "qcow2",
+    "node-name": "top",
+    file: { driver: "file", filename: q("top") },
+  });
+}
+
 /** See the module's head. */
 export const chainScripts: Record<string, Script> = {
+  "a chain whose nodes nobody named: stream": async (side) => {
+    await openWholeChain(side);
+    await side.run("block-stream", {
+      "job-id": "s",
+      device: "top",
+      base: side.path("a"),
+    });
+    await becomes(side, "s", "null");
+    await showNodes(side);
+    await side.run("block-stream", { "job-id": "s2", device: "top" });
+    await becomes(side, "s2", "null");
+    await showNodes(side);
+    await side.run("blockdev-del", { "node-name": "top" });
+    await side.run("query-named-block-nodes");
+  },
+  "a chain whose nodes nobody named: commit": async (side) => {
+    await openWholeChain(side);
+    await side.run("block-commit", {
+      "job-id": "c",
+      device: "top",
+      top: side.path("b"),
+      base: side.path("a"),
+    });
+    await becomes(side, "c", "null");
+    await showNodes(side);
+    await side.run("block-commit", { "job-id": "c2", device: "top", base: side.path("a") });
+    await becomes(side, "c2", "ready");
+    await side.run("job-complete", { id: "c2" });
+    await becomes(side, "c2", "null");
+    await showNodes(side);
+    await side.run("blockdev-del", { "node-name": "top" });
+    await showNodes(side);
+  },
   "commit": async (side) => {
     await makeChain(side);
     const commit = (args: Json) =>
