@@ -253,6 +253,18 @@ h.cache(4 * M, 0)
 h.pwrite(b"ovis", 0, nbd.CMD_FLAG_FUA)
 assert h.pread(4, 0) == b"ovis"
 assert h.pread(0, 0) == b""
+# Beyond the largest payload: refused, and what follows it in the stream is understood.
+try:
+    h.pread(33 * M, 0)
+except nbd.Error as error:
+    assert error.errnum == errno.EOVERFLOW, (error.errnum, error.string)
+else:
+    raise Exception("did not fail")
+fails(errno.EINVAL, lambda: h.pwrite(bytes(33 * M), 0))
+fails(errno.EINVAL, lambda: h.pread(512, 0, nbd.CMD_FLAG_FAST_ZERO))
+fails(errno.EINVAL, lambda: h.trim(512, 0, nbd.CMD_FLAG_NO_HOLE))
+fails(errno.EINVAL, lambda: h.zero(512, 0, nbd.CMD_FLAG_REQ_ONE))
+assert h.get_block_size(nbd.SIZE_MAXIMUM) == 32 * M
 buffers = [nbd.Buffer(4096) for n in range(64)]
 cookies = [h.aio_pread(buffer, 4096 * n) for n, buffer in enumerate(buffers)]
 while h.aio_in_flight() > 0:

@@ -2,7 +2,10 @@
 // real conversations. Nothing may throw, hang or hold more than its bounds, and what a session
 // answers must not depend on how its input was cut.
 import { assert, assertEquals } from "@std/assert";
+import { NbdClient } from "../../src/nbd/client.ts";
 import { concatBytes } from "../../src/nbd/codec.ts";
+import { NbdServer } from "../../src/nbd/server.ts";
+import { connectTcp } from "../../src/nbd/transports/tcp.ts";
 import { directoryOf, MemoryExport } from "../support/memory_export.ts";
 import {
   CLIENT_FLAGS,
@@ -198,6 +201,45 @@ Deno.test("NbdSession stands thousands of mutated conversations", () => {
     const split = run(splitBy(bytes, () => Math.floor(random() * 60)));
     assertEquals(split.summary, whole.summary, where);
   }
+});
+
+Deno.test("NbdServer serves others while hostile clients come and go", async () => {
+  const random = seededRandom(SEED + 1);
+  const pick = (count: number) => Math.floor(random() * count);
+  const exported = new MemoryExport(pattern(256 * 1024), { name: "honest" });
+  const victim = new MemoryExport(pattern(4096));
+  const server = new NbdServer({ directory: directoryOf(victim, exported) });
+  const address = server.listenTcp({ host: "127.0.0.1", port: 0 });
+  const all = conversations();
+  const attack = async (round: number) => {
+    const bytes = concatBytes(mutate(all[round % all.length] ?? [], random));
+    const conn = await Deno.connect({ hostname: address.host, port: address.port });
+    try {
+      for (const piece of splitBy(bytes, () => pick(2000))) {
+        for (let done = 0; done < piece.length;) done += await conn.write(piece.subarray(done));
+      }
+      // Some listen for a while, some leave at once, in the middle of whatever it is.
+      if (pick(2) === 0) await conn.read(new Uint8Array(1 + pick(500)));
+    } catch {
+      // The server hung up, as it should on most of this.
+    } finally {
+      conn.close();
+    }
+  };
+  const client = await NbdClient.connect(await connectTcp(address), { exportName: "honest" });
+  const rounds = Math.ceil(CASES / 40);
+  for (let round = 0; round < rounds; round += 8) {
+    const attacks = Array.from({ length: 8 }, (_, index) => attack(round + index));
+    const offset = pick(200_000);
+    const bytes = await client.read(offset, 50_000);
+    const expected = exported.bytes.subarray(offset, offset + 50_000);
+    assertEquals(digest(bytes), digest(expected), `seed ${SEED} round ${round}`);
+    await Promise.all(attacks);
+  }
+  await client.close();
+  await server.close();
+  const { connections, bufferedBytes, inFlight } = server.statistics;
+  assertEquals([connections.open, bufferedBytes, inFlight], [0, 0, 0]);
 });
 
 Deno.test("NbdSession stands noise", () => {
