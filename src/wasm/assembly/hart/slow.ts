@@ -51,7 +51,13 @@ import {
   hart,
   HART_DATA_TLB,
   HART_FLOAT,
+  HART_HOP_BASE,
+  HART_HOP_HANDLE,
+  HART_HOP_PC,
+  HART_HOPS,
   HART_JUMP_CACHE,
+  HART_LAST_BASE,
+  HART_LAST_HANDLE,
   HART_LEFT,
   jumpCache,
   MSTATUS,
@@ -66,9 +72,10 @@ import {
   setX,
 } from "./state";
 import { LEFT_TO_JUMP } from "./translator/blocks";
-import { samplePeriod } from "./translator/policy";
+import { INSTRUCTIONS_OF_A_HOP, MISSES_OF_HOPS, samplePeriod } from "./translator/policy";
 import { notePlace } from "./translator/profile";
-import { enter, ENTRY_BITS, entryBase } from "./translator/regions";
+import { rebuild } from "./translator/module";
+import { enter, ENTRY_BITS, entryBase, noteMiss } from "./translator/regions";
 import {
   addStatistic,
   countStatistic,
@@ -278,6 +285,7 @@ function enterTranslated(handle: u32): bool {
   release();
   store<i32>(hart, budget, HART_LEFT);
   store<u32>(hart, floatState(), HART_FLOAT);
+  store<u32>(hart, 0, HART_HOPS);
   countStatistic(STAT_ENTRIES);
   const why = call_indirect<i32>(handle >> ENTRY_BITS, hart, handle, entryBase);
   const retired = budget - load<i32>(hart, HART_LEFT);
@@ -287,11 +295,40 @@ function enterTranslated(handle: u32): bool {
   refreshFloat();
   const next = getPc();
   if (why === LEFT_TO_JUMP) {
-    countStatistic(budget > retired ? STAT_JUMPS : STAT_BUDGETS);
+    if (budget > retired) noteJump(next);
+    else countStatistic(STAT_BUDGETS);
+    if (retired > HOPS_LOOK_INSTRUCTIONS) noteHops(retired);
     return jumpTo(next);
   }
   countStatistic(STAT_STEPS);
   return left - retired <= 0 ? jumpTo(next) : leftAt(next);
+}
+
+/** Translated code was left for `pc`, which it knows no entry at. */
+function noteJump(pc: u64): void {
+  countStatistic(STAT_JUMPS);
+  const code = findCode(pc);
+  if (code === 0) {
+    clearEvent();
+    return;
+  }
+  // Where nothing was executed yet there is nothing to translate.
+  if (isTranslated(code) || load<u64>(code) === 0) return;
+  const index = load<u32>(hart, HART_LAST_HANDLE) >> ENTRY_BITS;
+  const base = load<u64>(hart, HART_LAST_BASE);
+  if (noteMiss(index, base, pc, 1)) rebuild(index, base);
+}
+
+/** After fewer instructions hops say nothing. */
+const HOPS_LOOK_INSTRUCTIONS: i32 = 4096;
+
+/** Where translated code went from region to region too often, they should be one. */
+function noteHops(retired: u32): void {
+  const hops = load<u32>(hart, HART_HOPS);
+  if (hops * INSTRUCTIONS_OF_A_HOP < retired) return;
+  const index = load<u32>(hart, HART_HOP_HANDLE) >> ENTRY_BITS;
+  const base = load<u64>(hart, HART_HOP_BASE);
+  if (noteMiss(index, base, load<u64>(hart, HART_HOP_PC), MISSES_OF_HOPS)) rebuild(index, base);
 }
 
 /** The next sample is due after `rest` more instructions of the interpreter. */

@@ -74,6 +74,15 @@ export const HART_FLOAT: u32 = 0x340; // u32
 export const FLOAT_DIRTY: u32 = 1;
 export const FLOAT_HOST: u32 = 2;
 
+/** The region that went back to the interpreter: an entry of it, its base. */
+export const HART_LAST_HANDLE: u32 = 0x344; // u32
+export const HART_LAST_BASE: u32 = 0x348; // u64
+/** How often one region went on in another; the last time: from where, from which base, to where. */
+export const HART_HOPS: u32 = 0x350; // u32
+export const HART_HOP_HANDLE: u32 = 0x354; // u32
+export const HART_HOP_BASE: u32 = 0x358; // u64
+export const HART_HOP_PC: u32 = 0x360; // u64
+
 export const NO_RESERVATION: u64 = ~0;
 
 // ---- CSRs: offsets in the hart block -----------------------------------------------------------

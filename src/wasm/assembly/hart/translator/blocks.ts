@@ -8,7 +8,23 @@
 
 import { HART_F, HART_PC, HART_X } from "../layout";
 import * as op from "../opcodes";
-import { HART_EPOCH, HART_FLOAT, HART_JUMP_CACHE, HART_LEFT, JUMP_CACHE_MASK } from "../state";
+import {
+  HART_DATA_TLB,
+  HART_EPOCH,
+  HART_FLOAT,
+  HART_HOP_BASE,
+  HART_HOP_HANDLE,
+  HART_HOP_PC,
+  HART_HOPS,
+  HART_JUMP_CACHE,
+  HART_LAST_BASE,
+  HART_LAST_HANDLE,
+  HART_LEFT,
+  JUMP_CACHE_MASK,
+  TLB_MASK,
+  TLB_SHIFT,
+  TLB_WRITE,
+} from "../state";
 import {
   blockAt,
   blockCount,
@@ -28,6 +44,7 @@ import {
 import { emitFloatCheck, isFloat } from "./float";
 import { emitInstruction, emitX, noteUse, setXFromStack } from "./instructions";
 import * as l from "./locals";
+import { IMPORT_READ_PAGE, IMPORT_WRITE_PAGE } from "./module";
 import { ENTRY_BITS } from "./regions";
 import { emitEdge, emitStructure, isLoopHead } from "./structure";
 import * as w from "./writer";
@@ -120,6 +137,14 @@ function emitLeave(): void {
   w.get(l.NEXT);
   w.ifThen();
   w.get(l.HART);
+  loadField(w.I32_LOAD, HART_HOPS);
+  w.i32Const(1);
+  w.byte(w.I32_ADD);
+  w.access(w.I32_STORE, HART_HOPS);
+  storeField(l.HANDLE, w.I32_STORE, HART_HOP_HANDLE);
+  storeField(l.BASE, w.I64_STORE, HART_HOP_BASE);
+  storeField(l.PC, w.I64_STORE, HART_HOP_PC);
+  w.get(l.HART);
   w.get(l.NEXT);
   w.get(l.nextBase());
   w.get(l.NEXT);
@@ -129,10 +154,16 @@ function emitLeave(): void {
   w.unsigned(REGION_TYPE);
   w.unsigned(0);
   w.end();
-  w.get(l.HART);
-  w.get(l.PC);
-  w.access(w.I64_STORE, HART_PC);
+  storeField(l.PC, w.I64_STORE, HART_PC);
+  storeField(l.HANDLE, w.I32_STORE, HART_LAST_HANDLE);
+  storeField(l.BASE, w.I64_STORE, HART_LAST_BASE);
   w.get(l.WHY);
+}
+
+function storeField(local: u32, opcode: u32, offset: u32): void {
+  w.get(l.HART);
+  w.get(local);
+  w.access(opcode, offset);
 }
 
 /** pc, LEFT out of SITE: the instruction there is for the interpreter. */
@@ -205,6 +236,52 @@ function emitJump(out: u32, top: u32): void {
   w.get(l.nextBase());
   w.set(l.BASE);
   w.branch(top);
+}
+
+// ---- looking for a page -------------------------------------------------------------------------
+
+/**
+ * The body of (hart, va, size) -> address in this memory, or 0: a look into the TLB, then the core's
+ * helper.
+ */
+export function emitLookup(isWrite: bool): void {
+  const entry: u32 = 3;
+  w.beginBody();
+  w.unsigned(1);
+  w.unsigned(1);
+  w.byte(w.I32);
+  w.get(0);
+  w.access(w.I32_LOAD, HART_DATA_TLB);
+  w.get(1);
+  w.byte(w.I32_WRAP);
+  w.i32Const(TLB_SHIFT);
+  w.byte(w.I32_SHR_U);
+  w.i32Const(TLB_MASK);
+  w.byte(w.I32_AND);
+  w.byte(w.I32_ADD);
+  w.tee(entry);
+  w.access(w.I64_LOAD, isWrite ? TLB_WRITE : 0);
+  w.get(1);
+  w.get(2);
+  w.byte(w.I64_EXTEND_U);
+  w.i64Const(1);
+  w.byte(w.I64_SUB);
+  w.i64Const(~0xfff);
+  w.byte(w.I64_OR);
+  w.byte(w.I64_AND);
+  w.byte(w.I64_NE);
+  w.ifUnlikely();
+  w.get(1);
+  w.get(2);
+  w.call(isWrite ? IMPORT_WRITE_PAGE : IMPORT_READ_PAGE);
+  w.byte(0x0f); // return
+  w.end();
+  w.get(1);
+  w.byte(w.I32_WRAP);
+  w.get(entry);
+  w.access(w.I32_LOAD, (isWrite ? TLB_WRITE : 0) + 8);
+  w.byte(w.I32_ADD);
+  w.end();
 }
 
 // ---- blocks -------------------------------------------------------------------------------------

@@ -14,25 +14,22 @@ import { TLB_MASK, TLB_SHIFT, TLB_WRITE } from "../state";
  */
 export function readPage(va: u64, size: u32): u32 {
   if ((<u32> va & 0xfff) + size > 4096) return 0;
-  const address = readAddress(va, size);
-  return isInTlb(currentTlb(), va) ? address : refuse();
+  return checked(readAddress(va, size), currentTlb(), va);
 }
 
 /** The same for writing. */
 export function writePage(va: u64, size: u32): u32 {
   if ((<u32> va & 0xfff) + size > 4096) return 0;
-  const address = writeAddress(va, size);
-  return isInTlb(currentTlb() + TLB_WRITE, va) ? address : refuse();
+  return checked(writeAddress(va, size), currentTlb() + TLB_WRITE, va);
 }
 
-function isInTlb(table: u32, va: u64): bool {
-  return event === EVENT_NONE &&
-    (va & ~0xfff) === load<u64>(table + (<u32> (va >> TLB_SHIFT) & TLB_MASK));
-}
-
-function refuse(): u32 {
-  clearEvent();
-  return 0;
+function checked(address: u32, table: u32, va: u64): u32 {
+  if (event !== EVENT_NONE) {
+    clearEvent();
+    return 0;
+  }
+  const entry = table + (<u32> (va >> TLB_SHIFT) & TLB_MASK);
+  return (va & ~0xfff) === load<u64>(entry) ? address : 0;
 }
 
 export function multiplyHigh(a: u64, b: u64): u64 {

@@ -1,6 +1,6 @@
 /**
  * Loads and stores. The page that a base register last led to is in locals; one comparison says
- * that an access is on it and aligned. Else a helper looks for the page, fills the TLB, and gives
+ * that an access is on it and aligned. Else a function of the module looks into the TLB, and at last a helper for the page; it gives
  * the address in this memory, or 0: then the interpreter executes the instruction, which faults,
  * crosses pages or goes to a device.
  */
@@ -9,7 +9,7 @@ import * as op from "../opcodes";
 import { emitStep } from "./blocks";
 import { emitX } from "./instructions";
 import * as l from "./locals";
-import { IMPORT_READ_PAGE, IMPORT_WRITE_PAGE } from "./module";
+import { LOOKUP_READ, LOOKUP_WRITE } from "./module";
 import * as w from "./writer";
 
 /** Loads, and leaves the value, extended, on the stack. */
@@ -64,9 +64,10 @@ export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool
   w.get(tag);
   w.byte(w.I64_NE);
   w.ifUnlikely();
+  w.get(l.HART);
   w.get(l.va());
   w.i32Const(<i32>size);
-  w.call(isWrite ? IMPORT_WRITE_PAGE : IMPORT_READ_PAGE);
+  w.call(isWrite ? LOOKUP_WRITE : LOOKUP_READ);
   w.tee(l.ADDRESS);
   w.byte(w.I32_EQZ);
   w.ifUnlikely();

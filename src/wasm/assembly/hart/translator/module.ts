@@ -13,10 +13,19 @@
 
 import { installRegion } from "../board/env";
 import { area, MODULE } from "./area";
-import { emitFunction } from "./blocks";
+import { emitFunction, emitLookup } from "./blocks";
 import * as d from "./discover";
-import { samplePeriod } from "./policy";
-import { addEntry, addPage, beginRegion, makeRoom, nextIndex } from "./regions";
+import {
+  addEntry,
+  addPage,
+  beginRegion,
+  dropRegion,
+  generationOf,
+  makeRoom,
+  nextIndex,
+  wantedCount,
+  wantedPlace,
+} from "./regions";
 import {
   addStatistic,
   countStatistic,
@@ -41,29 +50,51 @@ export const IMPORT_FLOAT: u32 = 7;
 export const IMPORT_FMA: u32 = 8;
 export const IMPORT_ATOMIC: u32 = 9;
 const IMPORT_COUNT: u32 = 10;
+// The module's own functions.
+export const LOOKUP_READ: u32 = IMPORT_COUNT;
+export const LOOKUP_WRITE: u32 = IMPORT_COUNT + 1;
+const REGION: u32 = IMPORT_COUNT + 2;
 
 const TYPE_PAGE: u32 = 1; // (i64, i32) -> i32
 const TYPE_BINARY: u32 = 2; // (i64, i64) -> i64
 const TYPE_UNARY: u32 = 3; // i64 -> i64
 const TYPE_FLOAT: u32 = 4; // i32 -> i32
 const TYPE_ATOMIC: u32 = 5; // (i32, i32) -> i32
+const TYPE_LOOKUP: u32 = 6; // (i32, i64, i32) -> i32
 
-/**
- * Translates a region around `pc`, where code was just executed; whether it can be entered there
- * now.
- */
-export function translate(pc: u64): bool {
+/** Translates a region around `pc`, where code was just executed. */
+export function translate(pc: u64): void {
   d.beginDiscovery(pc);
   d.seed(pc);
+  make(0, 0);
+}
+
+/**
+ * Makes a region anew, at `base`, with all the places it was entered at and left for. Those that are
+ * entries for other reasons are found again.
+ */
+export function rebuild(index: u32, base: u64): void {
+  const count = wantedCount(index);
+  d.beginDiscovery(base + <u64><i64>wantedPlace(index, 0));
+  for (let place: u32 = 0; place < count; place++) {
+    d.seed(base + <u64><i64>wantedPlace(index, place));
+  }
+  make(generationOf(index) + 1, index);
+}
+
+/** Makes what was seeded, in the place of the region `replaced`, if that is not 0. */
+function make(generation: u32, replaced: u32): bool {
   if (!d.discover()) return fail();
   emitFunction();
   if (hasFailed || !w.hasRoom()) return fail();
   const length = writeModule();
+  // Only now: an entry that is taken out looks as if nothing was ever executed there.
+  if (replaced !== 0) dropRegion(replaced);
   makeRoom();
   const index = nextIndex();
   const us = installRegion(area() + MODULE, length, index);
   if (us < 0) return fail();
-  beginRegion(index, length);
+  beginRegion(index, length, generation);
   for (let page: u32 = 0; page < d.pageCount; page++) {
     addPage(index, d.pageDistance(page), d.pageRam(page));
   }
@@ -111,29 +142,50 @@ function writeModule(): u32 {
   writeTypes();
   writeImports();
   const functions = beginSection(FUNCTIONS);
-  w.unsigned(1);
+  w.unsigned(3);
+  w.unsigned(TYPE_LOOKUP);
+  w.unsigned(TYPE_LOOKUP);
   w.unsigned(0);
   endSection(functions);
   writeElements();
   writeHints();
   const code = beginSection(CODE);
-  w.unsigned(1);
+  w.unsigned(3);
+  // The region's body is where all bodies are made: it is moved behind first.
+  const region = w.at + LOOKUP_ROOM;
+  memory.copy(region, w.bodyAddress(), bodyLength);
+  writeLookup(false);
+  writeLookup(true);
   w.unsigned(bodyLength);
-  memory.copy(w.at, w.bodyAddress(), bodyLength);
+  memory.copy(w.at, region, bodyLength);
   w.writeAt(w.at + bodyLength);
   endSection(code);
   return w.at - start;
 }
 
+/** More than two lookups take. */
+const LOOKUP_ROOM: u32 = 512;
+
+function writeLookup(isWrite: bool): void {
+  const place = w.at;
+  emitLookup(isWrite);
+  const length = w.bodyLength();
+  w.writeAt(place);
+  w.unsigned(length);
+  memory.copy(w.at, w.bodyAddress(), length);
+  w.writeAt(w.at + length);
+}
+
 function writeTypes(): void {
   const size = beginSection(TYPES);
-  w.unsigned(6);
+  w.unsigned(7);
   writeType(3, w.I32, w.I32, w.I64, w.I32);
   writeType(2, w.I64, w.I32, 0, w.I32);
   writeType(2, w.I64, w.I64, 0, w.I64);
   writeType(1, w.I64, 0, 0, w.I64);
   writeType(1, w.I32, 0, 0, w.I32);
   writeType(2, w.I32, w.I32, 0, w.I32);
+  writeType(3, w.I32, w.I64, w.I32, w.I32);
   endSection(size);
 }
 
@@ -195,7 +247,7 @@ function writeElements(): void {
   w.unsigned(0);
   w.byte(0x0b);
   w.unsigned(1);
-  w.unsigned(IMPORT_COUNT);
+  w.unsigned(REGION);
   endSection(size);
 }
 
@@ -211,7 +263,7 @@ function writeHints(): void {
   store<u8>(w.at + 24, 0x74);
   w.writeAt(w.at + 25);
   w.unsigned(1);
-  w.unsigned(IMPORT_COUNT);
+  w.unsigned(REGION);
   w.unsigned(count);
   for (let index: u32 = 0; index < count; index++) {
     w.unsigned(w.hintOffset(index));

@@ -31,6 +31,18 @@ export const REGION_ENTRIES: u32 = 64;
 /** A longer run of instructions is cut: exits count back from its end in 7 bits. */
 export const BLOCK_INSTRUCTIONS: u32 = 60;
 
+/** A region that was left so often for places that nothing is known of is made anew with them. */
+export const MISSES_OF_A_REBUILD: u32 = 32;
+/**
+ * Translated code that went from region to region more often than once in so many instructions, in
+ * a slice, counts as so many misses of the region that it last left, for the place it went on at.
+ */
+export const INSTRUCTIONS_OF_A_HOP: u32 = 200;
+export const MISSES_OF_HOPS: u32 = 8;
+/** So many such places are kept, and so often a region is made anew. */
+export const MISSED_PLACES: u32 = 24;
+export const REBUILDS: u32 = 8;
+
 // ---- the size of the code cache -----------------------------------------------------------------
 
 /** When as many regions, or bytes of their modules, are there, all are dropped. */

@@ -23,7 +23,14 @@ import { patchSlot, ramPageOf, unpatchSlot } from "../code";
 import { bumpEpoch, getPriv, hart, HART_EPOCH, jumpCache, JUMP_CACHE_MASK } from "../state";
 import { removeRegion } from "../board/env";
 import { area, HEAT, PAGE_HEADS, PAGE_LIST, REGIONS, STATE } from "./area";
-import { CODE_BYTES_LIMIT, REGION_LIMIT, REGION_PAGES } from "./policy";
+import {
+  CODE_BYTES_LIMIT,
+  MISSED_PLACES,
+  MISSES_OF_A_REBUILD,
+  REBUILDS,
+  REGION_LIMIT,
+  REGION_PAGES,
+} from "./policy";
 import { countStatistic, setStatistic, STAT_BYTES, STAT_DROPPED, STAT_REGIONS } from "./statistics";
 
 /** The first index: below are the module's own functions. */
@@ -44,6 +51,12 @@ const PAGES: u32 = 32;
 const LINKS: u32 = 96;
 /** i32: guest's distance of the entry from base. */
 const ENTRIES: u32 = 128;
+/** i32: places that it was left for, distances from base. */
+const MISSED: u32 = 384;
+const MISSED_COUNT: u32 = 480;
+/** How often it was left for such a place; how many regions it replaces. */
+const MISSES: u32 = 484;
+const GENERATION: u32 = 488;
 
 // Words of STATE.
 const LIVE_COUNT: u32 = 0;
@@ -106,12 +119,16 @@ export function nextIndex(): u32 {
   return index + FIRST_INDEX;
 }
 
-/** Begins the record of a region; its pages and entries are added next. */
-export function beginRegion(index: u32, bytes: u32): void {
+/**
+ * Begins the record of a region, the `generation`th of its kind; its pages and entries are added
+ * next.
+ */
+export function beginRegion(index: u32, bytes: u32, generation: u32): void {
   const record = recordOf(index);
   memory.fill(record, 0, REGION_STRIDE);
   store<u32>(record, 1, LIVE);
   store<u32>(record, bytes, BYTES);
+  store<u32>(record, generation, GENERATION);
   setStateWord(LIVE_COUNT, stateWord(LIVE_COUNT) + 1);
   setStateWord(CODE_BYTES, stateWord(CODE_BYTES) + bytes);
   publishSizes();
@@ -211,6 +228,47 @@ function verify(record: u32, base: u64): bool {
   return true;
 }
 
+// ---- growing ------------------------------------------------------------------------------------
+
+/**
+ * Takes note that a region was left for `pc`, `times` times; whether it should be made anew now.
+ */
+export function noteMiss(index: u32, base: u64, pc: u64, times: u32): bool {
+  const record = recordOf(index);
+  if (load<u32>(record, LIVE) === 0) return false;
+  const distance = <i64>(pc - base);
+  if (load<u32>(record, GENERATION) >= REBUILDS || distance < -0x100000 || distance > 0x100000) {
+    return false;
+  }
+  const count = load<u32>(record, MISSED_COUNT);
+  let place: u32 = 0;
+  while (place < count && load<i32>(record + (place << 2), MISSED) !== <i32>distance) place++;
+  if (place === count && count < MISSED_PLACES) {
+    store<i32>(record + (count << 2), <i32>distance, MISSED);
+    store<u32>(record, count + 1, MISSED_COUNT);
+  }
+  const misses = load<u32>(record, MISSES) + times;
+  store<u32>(record, misses, MISSES);
+  return misses >= MISSES_OF_A_REBUILD;
+}
+
+/** What a region was made for, and left for: entries first, distances from base. */
+export function wantedCount(index: u32): u32 {
+  const record = recordOf(index);
+  return load<u32>(record, ENTRY_COUNT) + load<u32>(record, MISSED_COUNT);
+}
+
+export function wantedPlace(index: u32, place: u32): i32 {
+  const record = recordOf(index);
+  const entries = load<u32>(record, ENTRY_COUNT);
+  if (place < entries) return load<i32>(record + (place << 2), ENTRIES);
+  return load<i32>(record + ((place - entries) << 2), MISSED);
+}
+
+export function generationOf(index: u32): u32 {
+  return load<u32>(recordOf(index), GENERATION);
+}
+
 // ---- dropping -----------------------------------------------------------------------------------
 
 /** Drops the regions of a RAM page. */
@@ -247,7 +305,7 @@ export function dropAllRegions(): void {
   memory.fill(area() + HEAT, 0, 0x10000);
 }
 
-function dropRegion(index: u32): void {
+export function dropRegion(index: u32): void {
   const record = recordOf(index);
   const entries = load<u32>(record, ENTRY_COUNT);
   for (let entry: u32 = 0; entry < entries; entry++) {
