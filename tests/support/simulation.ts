@@ -88,7 +88,7 @@ const BLOCK = 4096;
 
 /** A disk of the simulation. */
 export class SimulatedNode extends BlockNode {
-  readonly bytes: Uint8Array;
+  bytes: Uint8Array;
   /** How many of the next requests that change something fail, and how many that read. */
   failingWrites = 0;
   failingReads = 0;
@@ -151,6 +151,14 @@ export class SimulatedNode extends BlockNode {
 
   protected override doFlush(): MaybePromise<void> {
     return this.#scheduler.turn(this.#waitPercent);
+  }
+
+  /** Within the call: an image grows at its end, where nothing is in flight. */
+  protected override doResize(sizeBytes: number): void {
+    const bytes = new Uint8Array(sizeBytes);
+    bytes.set(this.bytes.subarray(0, sizeBytes));
+    this.bytes = bytes;
+    this.setSize(sizeBytes);
   }
 
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {

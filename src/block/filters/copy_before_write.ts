@@ -234,10 +234,20 @@ export class CopyBeforeWriteNode extends BlockNode {
     this.#bitmaps.access.clear(offset, length);
   }
 
+  /** Nothing is left to copy, or being copied. */
+  get isAllCopied(): boolean {
+    return this.#copier.inFlightCount === 0 && this.#bitmaps.copy.isEmpty();
+  }
+
+  /** Waits for the copies in flight, those for the guest included. */
+  async whenSettled(): Promise<void> {
+    await runSteps(this.#copier.whenSettled({ offset: 0, length: this.sizeBytes }));
+  }
+
   /** Ends the snapshot, then waits for copies in flight. What is left to copy then stays so. */
   async stopCopying(): Promise<void> {
     this.endSnapshot();
-    await runSteps(this.#copier.whenSettled({ offset: 0, length: this.sizeBytes }));
+    await this.whenSettled();
   }
 
   /**

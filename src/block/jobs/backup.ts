@@ -154,12 +154,21 @@ class BackupDriver implements JobDriver {
   }
 
   async run(job: Job): Promise<void> {
-    const { sync, maxWorkers = WORKERS_DEFAULT } = this.#options;
+    const { sync } = this.#options;
     if (sync === "none") {
       while (!job.isCancelled) await job.sleep(null);
       return;
     }
     if (sync === "top") await this.#forgoUnallocated(job);
+    do {
+      await this.#copyAll(job);
+      // A guest's write may be about to copy the last clusters; where that fails, they are left.
+      await this.#filter.whenSettled();
+    } while (!job.isCancelled && !this.#filter.isAllCopied);
+  }
+
+  async #copyAll(job: Job): Promise<void> {
+    const { maxWorkers = WORKERS_DEFAULT } = this.#options;
     await this.#chunks.run(job, {
       workers: maxWorkers,
       next: () => this.#nextChunk(),

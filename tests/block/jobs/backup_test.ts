@@ -346,3 +346,31 @@ Deno.test("a job's nodes are kept from other jobs; a disk may have several backu
   await rig.conclude(job);
   await rig.close();
 });
+
+Deno.test("a backup is not done before the copies that guest writes wait for", async () => {
+  for (const fails of [false, true]) {
+    const rig = new JobRig();
+    const source = rig.memory("source");
+    const target = rig.faulty("target");
+    const guest = rig.device(source);
+    await fill(guest, 0, 4 * MiB, 0x11);
+    const before = await content(source);
+    const gate = Promise.withResolvers<void>();
+    target.addRule({
+      operations: ["write"],
+      gate: () => gate.promise,
+      count: 1,
+      ...(fails ? { error: "EIO" as const } : {}),
+    });
+    const job = await startBackup(rig.layer, { jobId: "job0", source, target, sync: "full" });
+    const write = fill(guest, 5 * CLUSTER, 10, 0x22).then(() => "ok", () => "failed");
+    for (let i = 0; i < 50; i++) await rig.clock.advance(100);
+    assertEquals([job.status, job.progress.current], ["running", 4 * MiB - CLUSTER]);
+    gate.resolve();
+    assertEquals(await write, fails ? "failed" : "ok");
+    await rig.conclude(job);
+    assertEquals(job.hasFailed, false);
+    assertSameBytes(await content(target), before);
+    await rig.close();
+  }
+});

@@ -361,3 +361,33 @@ Deno.test("a base that is smaller grows with a commit, and one that is larger sh
     await rig.close();
   }
 });
+
+Deno.test("a stream never overwrites what the guest wrote since it read", async () => {
+  const rig = new ChainRig();
+  const base = rig.faulty("base");
+  await fill(base, 0, 4 * MiB, 0x11);
+  const top = await rig.qcow2("top", { backing: base });
+  const guest = rig.device(top);
+  const gate = Promise.withResolvers<void>();
+  const rule = base.addRule({
+    operations: ["read"],
+    when: "after",
+    gate: () => gate.promise,
+    range: { offset: 8 * CLUSTER, length: 1 },
+    count: 1,
+  });
+  const job = await startStream(rig.layer, { jobId: "job0", device: top });
+  await rig.until(() => rule.hitCount === 1);
+  const write = fill(guest, 8 * CLUSTER, CLUSTER, 0x22);
+  await rig.clock.advance(10);
+  gate.resolve();
+  await write;
+  await rig.conclude(job);
+  const bytes = await content(top);
+  assertEquals([bytes[8 * CLUSTER], bytes[9 * CLUSTER - 1], bytes[9 * CLUSTER]], [
+    0x22,
+    0x22,
+    0x11,
+  ]);
+  await rig.close();
+});

@@ -37,7 +37,12 @@ Deno.test("startCreate() makes a file and a qcow2 image, and waits to be dismiss
     const node = rig.graph.add(new MemoryNode({ nodeName: "n", sizeBytes: 0 }));
     const image = startCreate(rig.layer, {
       jobId: "c0",
-      target: { driver: "qcow2", file: () => Promise.resolve(node), sizeBytes: 64 * MiB, clusterBytes: 4096 },
+      target: {
+        driver: "qcow2",
+        file: () => Promise.resolve(node),
+        sizeBytes: 64 * MiB,
+        clusterBytes: 4096,
+      },
     });
     await rig.conclude(image);
     image.dismiss();
@@ -63,7 +68,12 @@ Deno.test("startCreate() fails with the reason where it may not, or the node is 
       error: /not in an allowed folder/,
     },
     { driver: "raw" as const, file: used, sizeBytes: MiB, error: /Permission conflict/ },
-    { driver: "qcow2" as const, file: () => Promise.resolve(used), sizeBytes: 513, error: /Permission conflict/ },
+    {
+      driver: "qcow2" as const,
+      file: () => Promise.resolve(used),
+      sizeBytes: 513,
+      error: /Permission conflict/,
+    },
   ];
   for (const { error, ...target } of cases) {
     const job = startCreate(rig.layer, { jobId: "c0", target });
