@@ -7,7 +7,7 @@
 
 import type { BlockBackend } from "../backend.ts";
 import type { MetaContext } from "../export.ts";
-import { type DiskRun, DiskStatus } from "../image/chain.ts";
+import { chainOf, type DiskRun, DiskStatus } from "../image/chain.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import { type BlockStatus, type MaybePromise, STATUS_ALLOCATED } from "../types.ts";
 import { allocationContext, createContext } from "./meta_contexts.ts";
@@ -22,11 +22,13 @@ export function diskAllocationContext(backend: BlockBackend): MetaContext {
  * where nobody has it.
  */
 export function allocationDepthContext(backend: BlockBackend): MetaContext {
-  const extent = ({ length, flags, depth }: Run) => ({
-    length,
-    flags: (flags & STATUS_ALLOCATED) === 0 ? 0 : depth + 1,
-  });
   return createContext("qemu:allocation-depth", (offset, length) => {
+    const extent = ({ length, flags, depth }: Run) => {
+      if ((flags & STATUS_ALLOCATED) !== 0) return { length, flags: depth + 1 };
+      // Behind its end a backing node counts as having it, as in QEMU.
+      const below = chainOf(backend.node)[depth + 1];
+      return { length, flags: below !== undefined && offset >= below.sizeBytes ? depth + 2 : 0 };
+    };
     const run = diskStatus(backend, offset, length);
     return run instanceof Promise ? run.then(extent) : extent(run);
   });

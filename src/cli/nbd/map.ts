@@ -124,7 +124,7 @@ function meaningOf(context: string, flags: number): string {
   }
   if (context.startsWith("qemu:dirty-bitmap:")) return ["clean", "dirty"][flags] ?? "";
   if (context === "qemu:allocation-depth") {
-    return ["unallocated", "local"][flags] ?? `backing depth ${flags}`;
+    return ["absent", "local"][flags] ?? `backing depth ${flags}`;
   }
   return context === "x-ovis:access" ? ["readable", "refused"][flags] ?? "" : "";
 }
