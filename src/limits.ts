@@ -76,10 +76,9 @@ export const limits = {
   qcow2L2CacheBytes: 32 * MiB,
   /** Cached refcounts of one image: 2 MiB describe 64 GiB. */
   qcow2RefcountCacheBytes: 2 * MiB,
-  /** Clusters that wait to be freed, beyond which metadata is written so that they can be. */
-  qcow2FreeCount: 16 * 1024,
-  /** Memory of a check for its counts: a byte for each cluster in use, or four. */
-  qcow2CheckBytes: 512 * MiB,
+  /** Bytes, and ranges, that wait to be freed, beyond which metadata is written so that they can. */
+  qcow2FreeBytes: 64 * MiB,
+  qcow2FreeRanges: 16 * 1024,
   /** Requests of one image's request to its file at the same time. */
   qcow2RequestsInFlight: 8,
 
@@ -130,8 +129,8 @@ export const limits = {
 
   // monitor
   /** The tokens of one value on a monitor, in bytes and in number, and how deep it is nested. */
-  qmpMessageBytes: 8 * MiB,
-  qmpTokens: 256 * KiB,
+  qmpMessageBytes: 4 * MiB,
+  qmpTokens: 128 * KiB,
   jsonDepth: 1024,
   /** Answers and events that wait for a client, beyond which it is cut off. */
   qmpOutputBytes: 32 * MiB,

@@ -55,7 +55,10 @@ type TokenType = "structural" | "string" | "integer" | "float" | "keyword";
 
 interface Token {
   readonly type: TokenType;
+  /** A string as it was written, with its quotes. */
   readonly bytes: Uint8Array;
+  /** All other tokens. */
+  readonly text: string;
 }
 
 type LexerState =
@@ -78,36 +81,49 @@ type NumberStep = LexerState | "end" | "error";
 
 const QUOTE = 0x22;
 const APOSTROPHE = 0x27;
+const PLUS = 0x2b;
+const MINUS = 0x2d;
+const POINT = 0x2e;
+const ZERO = 0x30;
 const BACKSLASH = 0x5c;
-const STRUCTURAL = new Set([..."{}[]:,"].map((char) => char.charCodeAt(0)));
+const NO_BYTES = new Uint8Array(0);
+
+/** The tokens that are one byte, by that byte. */
+const STRUCTURAL: readonly (Token | undefined)[] = Array.from({ length: 256 }, (_, byte) => {
+  const text = String.fromCharCode(byte);
+  return "{}[]:,".includes(text) ? { type: "structural", bytes: NO_BYTES, text } : undefined;
+});
 
 function isDigit(byte: number): boolean {
-  return byte >= 0x30 && byte <= 0x39;
+  return byte >= ZERO && byte <= 0x39;
 }
 
 function isLowercase(byte: number): boolean {
   return byte >= 0x61 && byte <= 0x7a;
 }
 
+function isExponent(byte: number): boolean {
+  return byte === 0x65 || byte === 0x45;
+}
+
 /** The transitions inside a number, as in QEMU: an exponent needs a digit other than 0 before. */
 function numberStep(state: LexerState, byte: number): NumberStep {
-  const char = String.fromCharCode(byte);
   switch (state) {
     case "minus":
-      return char === "0" ? "zero" : isDigit(byte) ? "digits" : "error";
+      return byte === ZERO ? "zero" : isDigit(byte) ? "digits" : "error";
     case "zero":
-      return char === "." ? "point" : isDigit(byte) ? "error" : endOf(byte);
+      return byte === POINT ? "point" : isDigit(byte) ? "error" : endOf(byte);
     case "digits":
       if (isDigit(byte)) return "digits";
-      return char === "." ? "point" : /[eE]/.test(char) ? "exponent" : endOf(byte);
+      return byte === POINT ? "point" : isExponent(byte) ? "exponent" : endOf(byte);
     case "point":
       return isDigit(byte) ? "fraction" : "error";
     case "fraction":
       if (isDigit(byte)) return "fraction";
-      return /[eE]/.test(char) ? "exponent" : endOf(byte);
+      return isExponent(byte) ? "exponent" : endOf(byte);
     case "exponent":
       if (isDigit(byte)) return "exponentDigits";
-      return /[+-]/.test(char) ? "exponentSign" : "error";
+      return byte === PLUS || byte === MINUS ? "exponentSign" : "error";
     case "exponentSign":
       return isDigit(byte) ? "exponentDigits" : "error";
     default:
@@ -179,7 +195,7 @@ export class JsonStream {
         }
         break;
       case "recovery":
-        if (byte < 0x20 || byte > 0xfd || STRUCTURAL.has(byte)) return this.#start(byte);
+        if (byte < 0x20 || byte > 0xfd || STRUCTURAL[byte] !== undefined) this.#start(byte);
         return;
       default: {
         const next = numberStep(this.#state, byte);
@@ -195,14 +211,15 @@ export class JsonStream {
 
   #start(byte: number): void {
     this.#state = "start";
+    const structural = STRUCTURAL[byte];
+    if (structural !== undefined) return this.#addToken(structural);
     if (byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d) return;
     this.#keep(byte);
-    if (STRUCTURAL.has(byte)) return this.#token("structural");
     if (byte === QUOTE || byte === APOSTROPHE) {
       this.#quote = byte;
       this.#state = "string";
-    } else if (byte === 0x2d) this.#state = "minus";
-    else if (byte === 0x30) this.#state = "zero";
+    } else if (byte === MINUS) this.#state = "minus";
+    else if (byte === ZERO) this.#state = "zero";
     else if (isDigit(byte)) this.#state = "digits";
     else if (isLowercase(byte)) this.#state = "keyword";
     else this.#stray();
@@ -229,16 +246,21 @@ export class JsonStream {
   }
 
   #token(type: TokenType): void {
-    const token: Token = { type, bytes: this.#bytes.slice(0, this.#length) };
+    const isString = type === "string";
+    const bytes = isString ? this.#bytes.slice(0, this.#length) : NO_BYTES;
+    const text = isString ? "" : ascii(this.#bytes, this.#length);
+    this.#tokenBytes += this.#length;
     this.#state = "start";
     this.#length = 0;
     if (this.#bytes.length > 65536) this.#bytes = new Uint8Array(64);
-    if (type === "structural") this.#count(String.fromCharCode(token.bytes[0] ?? 0));
-    this.#tokenBytes += token.bytes.length;
+    this.#addToken({ type, bytes, text });
+  }
+
+  #addToken(token: Token): void {
+    if (token.type === "structural") this.#count(token.text);
+    this.#tokenBytes++;
     if (this.#tokenBytes > this.#maxBytes) return this.#fail("token size limit exceeded");
-    if (this.#tokens.length >= limits.qmpTokens) {
-      return this.#fail("token count limit exceeded");
-    }
+    if (this.#tokens.length >= limits.qmpTokens) return this.#fail("token count limit exceeded");
     if (this.#braces + this.#brackets > limits.jsonDepth) {
       return this.#fail("nesting depth limit exceeded");
     }
@@ -326,11 +348,11 @@ class Parser {
       case "string":
         return unescapeString(token.bytes);
       case "integer":
-        return parseInteger(ascii(token.bytes));
+        return parseInteger(token.text);
       case "float":
-        return new JsonFloat(Number(ascii(token.bytes)));
+        return new JsonFloat(Number(token.text));
       case "keyword": {
-        const word = ascii(token.bytes);
+        const word = token.text;
         if (word === "true") return true;
         if (word === "false") return false;
         if (word === "null") return null;
@@ -382,12 +404,17 @@ class Parser {
   }
 }
 
-function ascii(bytes: Uint8Array): string {
-  return String.fromCharCode(...bytes.subarray(0, 4096));
+/** A number or a keyword: nobody needs more of one than this. */
+function ascii(bytes: Uint8Array, length: number): string {
+  let text = "";
+  for (let at = 0; at < Math.min(length, 1024); at++) {
+    text += String.fromCharCode(bytes[at] ?? 0);
+  }
+  return text;
 }
 
 function structuralChar(token: Token): string {
-  return token.type === "structural" ? String.fromCharCode(token.bytes[0] ?? 0) : "";
+  return token.type === "structural" ? token.text : "";
 }
 
 /** As QEMU: up to 64 bits exact, beyond a float. */
