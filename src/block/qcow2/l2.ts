@@ -86,7 +86,8 @@ export class L2Tables {
 
   /** Whether the L2 table of that index belongs to the active L1 table alone. */
   isTableCopied(l1Index: number): boolean {
-    return ((this.#l1[l1Index * 2] ?? 0) & HI_COPIED) !== 0;
+    // A bad image may have the bit where there is no table.
+    return ((this.#l1[l1Index * 2] ?? 0) & HI_COPIED) !== 0 && this.#offsetOf(l1Index) !== 0;
   }
 
   /** Changes an L1 entry in memory: another table, or none (0). */

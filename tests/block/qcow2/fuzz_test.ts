@@ -8,7 +8,7 @@
  * @module
  */
 
-import { assert } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { DirtyBitmaps } from "../../../src/block/dirty_bitmap.ts";
 import { MemoryNode } from "../../../src/block/drivers/memory.ts";
@@ -21,7 +21,7 @@ import { compileKernels, Kernels } from "../../../src/wasm/kernels.ts";
 import { needs } from "../../support/clients.ts";
 import { ImageFolder } from "../../support/qcow2_images.ts";
 import { filled } from "../support.ts";
-import { TINY_CACHES } from "./support.ts";
+import { createImage, TINY_CACHES } from "./support.ts";
 
 const RUNS = Number(Deno.env.get("OVIS_FUZZ_RUNS") ?? 60);
 const SEED = Number(Deno.env.get("OVIS_FUZZ_SEED") ?? 1);
@@ -278,6 +278,17 @@ for (const [name, kind] of Object.entries(IMAGES)) {
     },
   });
 }
+
+Deno.test("an L1 entry that has nothing but its COPIED bit is one without a table", async () => {
+  const file = await createImage({ sizeBytes: MiB });
+  const entry = new Uint8Array(8);
+  entry[0] = 0x80;
+  await file.write(3 * 65536, IoVector.of(entry));
+  const node = await Qcow2Node.open({ nodeName: "q", file, isReadOnly: false });
+  await node.write(0, filled(512, 1));
+  await node.close();
+  assertEquals((await checkQcow2(file)).corruptions, 0);
+});
 
 Deno.test("random bytes and headers alone are refused", async () => {
   await fc.assert(
