@@ -79,6 +79,8 @@ export const limits = {
   /** Bytes, and ranges, that wait to be freed, beyond which metadata is written so that they can. */
   qcow2FreeBytes: 64 * MiB,
   qcow2FreeRanges: 16 * 1024,
+  /** Memory of a check for its counts: a byte for each cluster in use, or four. */
+  qcow2CheckBytes: 512 * MiB,
   /** Requests of one image's request to its file at the same time. */
   qcow2RequestsInFlight: 8,
 
