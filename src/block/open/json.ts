@@ -311,7 +311,10 @@ export class JsonStream {
   }
 }
 
-class JsonError extends Error {}
+/** Not an Error: garbage makes thousands of them, and a stack costs more than all the rest. */
+class JsonError {
+  constructor(readonly message: string) {}
+}
 
 function parseError(what: string): JsonError {
   return new JsonError(`JSON parse error, ${what}`);
