@@ -25,6 +25,10 @@ export interface ImageContext {
   /** Writes the header. Under the lock. */
   writeHeader(): Steps<void>;
 
+  /** To be called when L2 entries refer to something new, or refcounts were written: a barrier comes
+   * before L2 tables are written. */
+  reliesOn(): void;
+
   /** Everything that was written before is on stable storage then, data of the guest too. */
   barrier(): Steps<void>;
 

@@ -101,9 +101,11 @@ export class Qcow2Image implements L2Context, EntryFormat {
   readonly #passesDiscards: () => boolean;
   #headerBytes: Uint8Array;
   #frees: PendingFree[] = [];
-  #freeCount = 0;
-  /** Entries of L2 tables refer to what may not be on stable storage yet. */
-  #hasNewReferences = false;
+  #freeBytes = 0;
+  /** Counts what L2 entries may rely on: new references, refcounts that were written. */
+  #reliedOn = 0;
+  /** How much of it is on stable storage. */
+  #stable = 0;
 
   /** `load` follows. */
   constructor(options: Qcow2ImageOptions) {
@@ -165,9 +167,10 @@ export class Qcow2Image implements L2Context, EntryFormat {
   }
 
   *barrier(): Steps<void> {
-    this.#hasNewReferences = false;
+    const before = this.#reliedOn;
     if (this.hasDataFile) yield* settle(this.dataFile.node.flush());
     yield* settle(this.file.node.flush());
+    this.#stable = Math.max(this.#stable, before);
   }
 
   *checkOverlap(offset: number, length: number, ignored = 0): Steps<void> {
@@ -187,13 +190,12 @@ export class Qcow2Image implements L2Context, EntryFormat {
     throw new BlockError("EIO", `qcow2: Image is corrupt: ${message}`);
   }
 
-  /** Entries of L2 tables were changed to refer to new clusters, or to new data. */
-  referencesAdded(): void {
-    this.#hasNewReferences = true;
+  reliesOn(): void {
+    this.#reliedOn++;
   }
 
   freeLater(offset: number, length: number, isRequested: boolean): void {
-    this.#freeCount++;
+    this.#freeBytes += length;
     const last = this.#frees.at(-1);
     // Neighbours in whole clusters are one range; parts of clusters count each.
     const mask = this.geometry.clusterSize - 1;
@@ -209,14 +211,15 @@ export class Qcow2Image implements L2Context, EntryFormat {
 
   /** More waits to be freed than should: a commit is due. */
   get isCommitDue(): boolean {
-    return this.#freeCount > limits.qcow2FreeCount;
+    return this.#freeBytes > limits.qcow2FreeBytes ||
+      this.#frees.length > limits.qcow2FreeRanges;
   }
 
   *commit(): Steps<void> {
     if (this.hasLazyRefcounts) yield* this.#markDirty();
     else yield* this.refcounts.writeBack();
     if (this.l2.isDirty || this.l2.isL1Dirty) {
-      if (this.#hasNewReferences || this.l2.isL1Dirty) yield* this.barrier();
+      if (this.#reliedOn > this.#stable) yield* this.barrier();
       yield* this.l2.writeBack();
       if (this.l2.isL1Dirty) {
         yield* this.barrier();
@@ -228,13 +231,9 @@ export class Qcow2Image implements L2Context, EntryFormat {
 
   /** Everything that was written, and the metadata that leads to it, to stable storage. */
   *flush(): Steps<void> {
-    yield* this.lock.acquire();
-    try {
-      yield* this.commit();
-      yield* this.barrier();
-    } finally {
-      this.lock.release();
-    }
+    yield* this.lock.hold(() => this.commit());
+    // Others may go on with tables meanwhile.
+    yield* this.barrier();
   }
 
   /** Writes everything, refcounts too, and takes away what the file grew ahead. */
@@ -263,7 +262,7 @@ export class Qcow2Image implements L2Context, EntryFormat {
   *#free(): Steps<void> {
     const frees = this.#frees;
     this.#frees = [];
-    this.#freeCount = 0;
+    this.#freeBytes = 0;
     yield* this.barrier();
     for (const { offset, length, isRequested } of frees) {
       if (!this.hasDataFile) yield* this.#waitForRequests(offset, length);
@@ -293,7 +292,7 @@ export class Qcow2Image implements L2Context, EntryFormat {
     if ((this.header.incompatibleFeatures & INCOMPAT_DIRTY) !== 0n) return;
     this.header.incompatibleFeatures |= INCOMPAT_DIRTY;
     yield* this.writeHeader();
-    this.#hasNewReferences = true;
+    this.reliesOn();
   }
 
   *#markClean(): Steps<void> {

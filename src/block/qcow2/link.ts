@@ -49,7 +49,7 @@ export function linkClusters(image: Qcow2Image, plan: LinkPlan, slice: Slice): v
     view.setUint32(at + 12, (view.getUint32(at + 12) | bits) >>> 0);
   }
   image.l2.markDirty(slice);
-  image.referencesAdded();
+  image.reliesOn();
 }
 
 /** Makes an entry refer to a compressed cluster, whose host clusters were counted for that. */
@@ -61,7 +61,7 @@ export function linkCompressed(
 ): void {
   const { high, low } = compressedEntry(extent, image.geometry);
   setEntry(image, slice, entryIndex(image, guestStart), { high, low, zeroes: 0, allocated: 0 });
-  image.referencesAdded();
+  image.reliesOn();
 }
 
 /** All of an L2 entry. The last two only with subclusters. */

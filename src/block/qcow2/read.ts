@@ -35,16 +35,20 @@ export function tryRead(
 /** Reads whatever there is. */
 export function* readImage(image: Qcow2Image, offset: number, target: IoVector): Steps<void> {
   const tasks = new Tasks();
-  for (let done = 0; done < target.length;) {
-    yield* lookUpUnlocked(image, offset + done, target.length - done);
-    const run = image.scratchRun;
-    const part = target.slice(done, run.length);
-    // The offset first: the run may be another one as soon as somebody else gets a turn.
-    const at = offset + done;
-    done += run.length;
-    yield* tasks.add(readRun(image, run, at, part));
+  try {
+    for (let done = 0; done < target.length;) {
+      yield* lookUpUnlocked(image, offset + done, target.length - done);
+      const run = image.scratchRun;
+      const part = target.slice(done, run.length);
+      const at = offset + done;
+      // The run may be another one as soon as somebody else gets a turn.
+      done += run.length;
+      yield* tasks.add(readRun(image, run, at, part));
+    }
+  } finally {
+    // Nothing goes to the caller's buffers after his request was answered.
+    yield* tasks.finish();
   }
-  yield* tasks.finish();
 }
 
 /** Reads one run; looks at it before it waits. */

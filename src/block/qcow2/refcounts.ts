@@ -184,6 +184,7 @@ export class Refcounts {
     for (const slice of this.#cache.dirtySlices()) {
       yield* this.#context.checkOverlap(slice.offset, slice.bytes.length, METADATA.refcountBlock);
       yield* file.write(slice.offset, slice.bytes);
+      this.#context.reliesOn();
       this.#cache.markClean(slice);
     }
     if (this.#tableDirtyEnd === 0) return;
@@ -194,6 +195,7 @@ export class Refcounts {
     const offset = refcountTableOffset + start * 8;
     yield* this.#context.checkOverlap(offset, entries.length * 8, METADATA.refcountTable);
     yield* file.write(offset, encodeTable(entries));
+    this.#context.reliesOn();
     this.#tableDirtyStart = Infinity;
     this.#tableDirtyEnd = 0;
   }

@@ -44,10 +44,8 @@ function* growImage(
   yield* image.lock.hold(() => growL1(image, sizeBytes));
   header.sizeBytes = sizeBytes;
   try {
-    if (image.hasDataFile) {
-      yield* image.lock.hold(() => image.dataFile.ensure(sizeBytes));
-      yield* image.lock.hold(() => image.dataFile.truncate(sizeBytes));
-    }
+    const data = image.dataFile.node;
+    if (image.hasDataFile && data.sizeBytes < sizeBytes) yield* settle(data.resize(sizeBytes));
     // A raw data file is all that there is to the disk: entries must not hide a part of it.
     const mode = image.isDataFileRaw && preallocation === "off" ? "metadata" : preallocation;
     if (mode !== "off") {
