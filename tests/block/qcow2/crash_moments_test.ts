@@ -143,6 +143,20 @@ const SCENARIOS: Record<string, Scenario> = {
     },
     verify: async ({ node }) => assertEquals(await value(node, 1959 * KiB), 5),
   },
+  "the first write after a snapshot, which copies L2 tables": {
+    options: { ...SMALL, clusterBytes: 512 },
+    prepare: async ({ node }) => {
+      await node.write(0, filled(256 * KiB, 5));
+      await node.snapshots.create({ name: "one", dateMs: 0 });
+    },
+    action: async ({ node }) => {
+      for (let at = 0; at < 256; at += 32) await node.write(at * KiB, filled(512, 6));
+      await node.flush();
+    },
+    verify: async ({ node }) => {
+      for (let at = 0; at < 256; at += 32) assertEquals(await value(node, (at + 1) * KiB), 5);
+    },
+  },
   "many new L2 tables": {
     options: { ...SMALL, clusterBytes: 512 },
     prepare: ({ node }) => node.write(100 * KiB, filled(512, 5)),
