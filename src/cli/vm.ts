@@ -1,9 +1,13 @@
 /** `ovis vm`: machines of a running service, for people. @module */
 
-import { type Command, InvalidArgumentError } from "commander";
+import type { Command } from "commander";
 import { type Client, openClient } from "./client.ts";
 import type { Program } from "./mod.ts";
 import { printBytes, printLine, printTable } from "./output.ts";
+import { addCheckpointCommands, addFleecingCommands } from "./vm_fleecings.ts";
+import { addBitmapCommands, addDiskCommands } from "./vm_disks.ts";
+import { addJobCommands } from "./vm_jobs.ts";
+import { formatSize, parseCount, parseSize, pathOf } from "./vm_text.ts";
 
 /** A machine as the API shows it, as far as it is shown here. */
 interface Vm {
@@ -15,24 +19,6 @@ interface Vm {
   disks: { name: string; sizeBytes: number }[];
   fleecings: string[];
 }
-
-/** A fleecing as the API shows it, as far as it is shown here. */
-interface Fleecing {
-  name: string;
-  state: string;
-  exports: {
-    name: string;
-    disk: string;
-    copiedBytes: number;
-    nbd: string | null;
-    nbdUnix: string | null;
-    websocket: string;
-    content: string;
-  }[];
-}
-
-const MiB = 1024 * 1024;
-const UNITS: Record<string, number> = { "": 1, K: 1024, M: MiB, G: 1024 * MiB, T: MiB * MiB };
 
 /** Adds the command. */
 export function registerVm(program: Program): void {
@@ -54,7 +40,12 @@ export function registerVm(program: Program): void {
       printLine(`${name} is gone`);
     });
   addConsole(vm, client);
-  addFleecings(vm, client);
+  addFleecingCommands(vm, client);
+  addCheckpointCommands(vm, client);
+  addDiskCommands(vm, client);
+  addBitmapCommands(vm, client);
+  addJobCommands(vm, client);
+  addEvents(vm, client);
 }
 
 function addListAndCreate(vm: Command, client: () => Promise<Client>): void {
@@ -79,7 +70,12 @@ function addListAndCreate(vm: Command, client: () => Promise<Client>): void {
     .option("--image <image>", "what it boots", "demo")
     .option("--memory <size>", "with K, M, G or T; default 256M", parseSize)
     .option("--harts <count>", "processors", parseCount)
-    .option("--disk <name:size>", "a disk, may be repeated; default disk0:64M", collectDisk)
+    .option(
+      "--disk <disk>",
+      "NAME:SIZE[:qcow2] for a new one, NAME=DISK for one that is there (ovis vm disk); " +
+        "may be repeated; default disk0:64M",
+      collectDisk,
+    )
     .option("--no-start", "only make it")
     .action(async (name, options) => {
       const { image, memory, harts, disk, start } = options;
@@ -119,75 +115,26 @@ function addConsole(vm: Command, client: () => Promise<Client>): void {
     });
 }
 
-function addFleecings(vm: Command, client: () => Promise<Client>): void {
-  vm.command("fleece <vm>").description("freeze a view of its disks and say where to read it")
-    .option("--name <name>", "of the fleecing; default: the moment")
-    .option("--disk <name...>", "only these disks")
-    .action(async (name, options) => {
-      const fleecing = await (await client()).call<Fleecing>("POST", `${pathOf(name)}/fleecings`, {
-        name: options.name,
-        disks: options.disk,
-      });
-      printLine(`${fleecing.name}`);
-      for (const { disk, nbd, nbdUnix, websocket, content } of fleecing.exports) {
-        for (const address of [nbd, nbdUnix, websocket, content]) {
-          if (address !== null) printLine(`  ${disk}  ${address}`);
-        }
-      }
-    });
-  vm.command("fleecings <vm>").description("list a machine's fleecings").action(async (name) => {
-    const fleecings = await (await client()).list<Fleecing>(`${pathOf(name)}/fleecings`);
-    printTable([
-      ["FLEECING", "STATE", "DISK", "EXPORT", "COPIED"],
-      ...fleecings.flatMap((fleecing) =>
-        fleecing.exports.map((item) => [
-          fleecing.name,
-          fleecing.state,
-          item.disk,
-          item.name,
-          formatSize(item.copiedBytes),
-        ])
-      ),
-    ]);
-  });
-  vm.command("unfleece <vm> <fleecing>").description("end a fleecing")
-    .action(async (name, fleecing) => {
-      await (await client()).call(
-        "DELETE",
-        `${pathOf(name)}/fleecings/${encodeURIComponent(fleecing)}`,
-      );
-      printLine(`${fleecing} is gone`);
+function addEvents(vm: Command, client: () => Promise<Client>): void {
+  vm.command("events").description("what happens in the service, as it happens")
+    .action(async () => {
+      const { body } = await (await client()).request("GET", "/v1/events");
+      for await (const chunk of body ?? []) printBytes(chunk);
     });
 }
 
-function pathOf(name: string): string {
-  return `/v1/vms/${encodeURIComponent(name)}`;
-}
+/** A disk of a new machine, as the API takes it. */
+type DiskOrder =
+  & { name: string }
+  & (
+    | { sizeBytes: number; format?: string }
+    | { disk: string }
+  );
 
-function parseCount(text: string): number {
-  if (!/^\d+$/.test(text)) throw new InvalidArgumentError("not a number");
-  return Number(text);
-}
-
-/** Bytes of `64M` and the like. */
-export function parseSize(text: string): number {
-  const [, digits, unit] = /^(\d+)([KMGT]?)$/i.exec(text) ?? [];
-  if (digits === undefined || unit === undefined) {
-    throw new InvalidArgumentError("not a size: a number with K, M, G or T behind it");
-  }
-  return Number(digits) * (UNITS[unit.toUpperCase()] ?? 1);
-}
-
-/** The other way round, rounded down. */
-export function formatSize(bytes: number): string {
-  const [unit, factor] = Object.entries(UNITS).findLast(([, size]) => bytes >= size) ?? ["", 1];
-  return `${Math.floor(bytes / factor)}${unit}`;
-}
-
-function collectDisk(
-  text: string,
-  previous: { name: string; sizeBytes: number }[] = [],
-): { name: string; sizeBytes: number }[] {
-  const [name = "", size = ""] = text.split(":");
-  return [...previous, { name, sizeBytes: parseSize(size) }];
+function collectDisk(text: string, previous: DiskOrder[] = []): DiskOrder[] {
+  const [, taker, disk] = /^([^:=]+)=(.+)$/.exec(text) ?? [];
+  if (taker !== undefined && disk !== undefined) return [...previous, { name: taker, disk }];
+  const [name = "", size = "", format] = text.split(":");
+  const order = { name, sizeBytes: parseSize(size), ...(format !== undefined && { format }) };
+  return [...previous, order];
 }

@@ -1,5 +1,5 @@
 import { assertEquals, assertMatch, assertThrows } from "@std/assert";
-import { formatSize, parseSize } from "../../src/cli/vm.ts";
+import { formatSize, parseSize } from "../../src/cli/vm_text.ts";
 import { Service, TOKEN } from "../support/service.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -43,6 +43,26 @@ Deno.test("ovis vm makes, shows, fleeces and deletes machines of a service", asy
     assertMatch(view.out, /^f1\n {2}b {2}nbd:\/\/127\.0\.0\.1:\d+\/t1-b-f1\n/);
     assertMatch((await vm("fleecings", "t1")).out, /f1 +active +b +t1-b-f1 +0\n$/);
     assertEquals((await vm("unfleece", "t1", "f1")).out, "f1 is gone\n");
+    await vm("fleece", "t1", "--name", "f2", "--disk", "a", "--checkpoint", "c1");
+    assertEquals((await vm("complete", "t1", "f2")).out, "f2 is gone: success\n");
+    assertMatch((await vm("checkpoint", "list", "t1")).out, /\nc1 +\S+ +a +0\n$/);
+    assertEquals((await vm("checkpoint", "delete", "t1", "c1")).out, "c1 is gone\n");
+    assertEquals((await vm("snapshot", "t1", "--disk", "a")).code, 0);
+    const copied = await vm("job", "backup", "t1:a", "copy");
+    assertEquals(copied.out, "backup-1 is concluded\n", copied.error);
+    assertMatch(copied.error, /backup of t1:a \(/);
+    assertMatch((await vm("job", "list")).out, /\nbackup-1 +backup +t1:a +copy +concluded/);
+    assertEquals((await vm("disk", "resize", "t1:a", "2M")).out, "t1:a has 2M\n");
+    assertEquals((await vm("bitmap", "add", "t1:a", "b0")).out, "b0 is added\n");
+    assertMatch((await vm("bitmap", "list", "t1:a")).out, /\nb0 +0 +64K +recording,persistent\n$/);
+    assertEquals((await vm("disk", "create", "d1", "1M", "--format", "qcow2")).out, "d1 is made\n");
+    const content = `${folder}/content`;
+    await Deno.writeFile(content, new Uint8Array(1 << 20).fill(7));
+    assertEquals((await vm("disk", "upload", "d1", content)).out, "d1 has it\n");
+    await vm("disk", "download", "d1", `${content}.out`);
+    assertEquals(await Deno.readFile(`${content}.out`), await Deno.readFile(content));
+    assertMatch((await vm("disk", "list")).out, /\nd1 +1M +qcow2\n(.*\n)*t1:a +2M +qcow2 +t1\n/);
+    assertEquals((await vm("disk", "delete", "d1")).out, "d1 is gone\n");
     assertEquals((await vm("pause", "t1")).out, "t1 is paused\n");
     assertEquals((await vm("delete", "t1")).out, "t1 is gone\n");
     const gone = await vm("show", "t1");
