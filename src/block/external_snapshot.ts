@@ -105,6 +105,7 @@ export class ExternalSnapshot {
     const overlay = this.#overlay;
     if (overlay === null) throw new Error("not prepared");
     jobs.checkFree(node);
+    jobs.checkNotBacking(node);
     jobs.checkFree(overlay);
     const inUse = new BlockError("EBUSY", "The overlay is already in use");
     if ([...overlay.parents].some(({ parent }) => !(parent instanceof BlockNode))) throw inUse;

@@ -71,7 +71,8 @@ export async function runTransaction(
         await undo(begun);
         throw error;
       }
-      for (const step of steps) await step.commit?.();
+      // The last first, as QEMU does it: so jobs start.
+      for (const step of [...steps].reverse()) await step.commit?.();
     });
   } catch (error) {
     await undo(begun);

@@ -77,9 +77,11 @@ const STATUS_BYTES = 1024 * 1024 * 1024;
 
 /** Starts a backup of the source as it is now. Throws a BlockError and changes nothing. */
 export async function startBackup(layer: BlockLayer, options: BackupOptions): Promise<Job> {
-  const job = await layer.graph.drained([options.source], () => prepareBackup(layer, options));
-  job.start();
-  return job;
+  return await layer.graph.drained([options.source], async () => {
+    const job = await prepareBackup(layer, options);
+    job.start();
+    return job;
+  });
 }
 
 /**
@@ -300,10 +302,8 @@ function checkNodes(layer: BlockLayer, options: BackupOptions): void {
   const { source, target, compress, maxWorkers = 1, maxChunkBytes = 0 } = options;
   if (source === target) throw new BlockError("EINVAL", "Source and target cannot be the same");
   if (compress && !target.supportsCompressedWrites) {
-    throw new BlockError(
-      "EINVAL",
-      `Compression is not supported for this drive ${target.nodeName}`,
-    );
+    // The name of a drive is that of a device with a name, which nobody has any more.
+    throw new BlockError("EINVAL", "Compression is not supported for this drive ");
   }
   layer.jobs.checkFree(source);
   layer.jobs.checkFree(target);

@@ -490,6 +490,7 @@ export class Job {
   }
 
   async #run(): Promise<void> {
+    await this.#standHeld();
     await this.pausePoint();
     try {
       if (!this.#isCancelled) await this.#driver.run(this);
@@ -497,6 +498,14 @@ export class Job {
       this.#fail(error);
     }
     await this.#completed();
+  }
+
+  /** A job that is started in a drained section stands still to its end. */
+  async #standHeld(): Promise<void> {
+    if (!this.isHeld) return;
+    this.#become("paused");
+    while (this.isHeld && !this.#isCancelled) await this.whenFree();
+    this.#become("running");
   }
 
   async #completed(): Promise<void> {

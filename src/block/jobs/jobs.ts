@@ -7,7 +7,7 @@
 import { type Clock, systemClock } from "../clock.ts";
 import { BlockError } from "../errors.ts";
 import type { BlockGraph } from "../graph.ts";
-import type { BlockNode } from "../node.ts";
+import { BlockNode } from "../node.ts";
 import { Job, type JobDriver, type JobOptions } from "./job.ts";
 import type { JobEvent } from "./types.ts";
 
@@ -37,9 +37,9 @@ export class Jobs {
     this.clock = clock;
   }
 
-  /** All jobs, in the order of their coming. */
+  /** All jobs, the last to come first, as QEMU shows them. */
   list(): Job[] {
-    return [...this.#jobs.values()];
+    return [...this.#jobs.values()].reverse();
   }
 
   /** The job of that id, if there is one. */
@@ -81,6 +81,17 @@ export class Jobs {
       "EBUSY",
       `Node '${node.nodeName}' is busy: block device is in use by block job: ${job.type}`,
     );
+  }
+
+  /** Throws a BlockError (EBUSY) where the node is the backing node of another. */
+  checkNotBacking(node: BlockNode): void {
+    for (const { parent, role } of node.parents) {
+      if (role !== "cow" || !(parent instanceof BlockNode)) continue;
+      throw new BlockError(
+        "EBUSY",
+        `Node '${node.nodeName}' is busy: node is used as backing hd of '${parent.nodeName}'`,
+      );
+    }
   }
 
   /** Cancels all jobs and waits for their end. */

@@ -37,7 +37,7 @@ import {
 import { ChunkRunner, type ChunkWork } from "./chunks.ts";
 import { DataCopier, runKind, TransferError, ZERO_BYTES } from "./data_copier.ts";
 import { followingEdges, freeze, putAbove } from "./filters.ts";
-import type { Job, JobDriver, JobOptions } from "./job.ts";
+import { type Job, type JobDriver, JobFailure, type JobOptions } from "./job.ts";
 import type { BlockJobInfo, JobType, OnError } from "./types.ts";
 
 /** Whether guest writes go to the target at once. */
@@ -47,7 +47,7 @@ export type CopyMode = "background" | "write-blocking";
 export interface MirrorOptions extends JobOptions {
   /** The disk. */
   source: BlockNode;
-  /** At least as large. */
+  /** Of the same size. */
   target: BlockNode;
   /** See the module's head. */
   sync: "full" | "top" | "none";
@@ -165,7 +165,6 @@ class MirrorDriver implements JobDriver {
         };
       }
       if (this.#options.sync === "full") this.#filter.dirty.setAll();
-      job.progress.total = this.#filter.dirty.countBytes();
       this.#job = job;
       return job;
     } catch (error) {
@@ -179,6 +178,10 @@ class MirrorDriver implements JobDriver {
     if (type === "commit" && target.sizeBytes < source.sizeBytes) {
       await job.operate(() => target.resize(source.sizeBytes));
     }
+    if (type === "mirror" && target.sizeBytes !== source.sizeBytes) {
+      throw new JobFailure("EINVAL", "Source and target image have different sizes");
+    }
+    this.#updateProgress(job);
     if (sync === "top") await this.#markAllocated(job);
     const work = this.#work(job);
     try {
@@ -425,10 +428,9 @@ function checkOptions(layer: BlockLayer, options: MirrorOptions): void {
   }
   if (bufferBytes < 0) throw new BlockError("EINVAL", "Invalid parameter 'buf-size'");
   if (source === target) throw new BlockError("EINVAL", "Can't mirror node into itself");
-  layer.jobs.checkFree(source);
-  layer.jobs.checkFree(target);
-  if (target.sizeBytes < source.sizeBytes) {
-    throw new BlockError("EINVAL", "The target is smaller than the source");
+  for (const node of [source, target]) {
+    layer.jobs.checkFree(node);
+    layer.jobs.checkNotBacking(node);
   }
   if (replaces !== undefined) checkReplaces(source, replaces);
 }

@@ -230,7 +230,7 @@ function checkOptions(
   const { device, bottom, backingFile } = options;
   let base = options.base ?? null;
   if (base !== null && bottom !== undefined) {
-    throw new BlockError("EINVAL", "'base-node' and 'bottom' cannot be specified at the same time");
+    throw new BlockError("EINVAL", "'bottom' and 'base-node' cannot be specified at the same time");
   }
   if (base !== null && (base === device || !nodesBetween(device, null).includes(base))) {
     throw new BlockError(

@@ -48,7 +48,7 @@ export const STATES_OF_VERB: Record<JobVerb, readonly JobStatus[]> = {
   pause: ["created", "running", "paused", "ready", "standby"],
   resume: ["created", "running", "paused", "ready", "standby"],
   "set-speed": ["created", "running", "paused", "ready", "standby"],
-  complete: ["ready"],
+  complete: ["ready", "standby"],
   finalize: ["pending"],
   dismiss: ["concluded"],
 };

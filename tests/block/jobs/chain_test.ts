@@ -284,7 +284,7 @@ Deno.test("blockdev-snapshot puts an overlay in between two writes, or changes n
   await assertFails(
     () => runTransaction(rig.layer, [{ type: "blockdev-snapshot", options }]),
     "EBUSY",
-    "The overlay is already in use",
+    "Node 'disk' is busy: node is used as backing hd of 'overlay'",
   );
   const small = await rig.qcow2("small", { sizeBytes: MiB });
   await assertFails(
