@@ -6,8 +6,10 @@
 
 import { Service } from "../tests/support/service.ts";
 import { benchBlock } from "./block.ts";
+import { benchConvert } from "./convert.ts";
 import { benchBoot, benchDisk, benchFleecing, benchInterpreter } from "./guest.ts";
 import { benchNbd } from "./nbd.ts";
+import { benchQcow2 } from "./qcow2.ts";
 import { print, printTable, type Row } from "./table.ts";
 
 const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> = {
@@ -16,6 +18,8 @@ const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> =
   disk: ["The guest's disk", benchDisk],
   block: ["The block layer by itself", benchBlock],
   fleecing: ["What a fleecing costs the guest", benchFleecing],
+  qcow2: ["qcow2 images", benchQcow2],
+  convert: ["Copies of images", benchConvert],
   nbd: ["Reading by NBD", benchNbd],
 };
 
