@@ -7,6 +7,7 @@
  *
  *   write-zeroes           host clusters stay:      zero, allocated    (compressed ones go)
  *   with REQ_MAY_UNMAP     host clusters are freed: zero
+ *   in version 2           as a discard; written where there is a backing file
  *   discard                host clusters are freed: zero; unallocated in version 2, and what was
  *                          unallocated without a backing file stays so
  *
@@ -42,7 +43,9 @@ export function* zeroImage(
   checkWritable(image);
   const { subclusterSize, version } = image.geometry;
   const end = offset + length;
-  if (version === 2) return yield* writeZeroes(image, offset, end, flags);
+  if (version === 2 && image.backing() !== null) {
+    return yield* writeZeroes(image, offset, end, flags);
+  }
   const start = Math.min(Math.ceil(offset / subclusterSize) * subclusterSize, end);
   // The disk's end counts as one of a subcluster.
   const stop = end === image.guestSize ? end : Math.max(end - end % subclusterSize, start);
@@ -92,6 +95,8 @@ function* zeroWhole(
   if (image.isDataFileRaw) {
     yield* settle(image.dataFile.node.writeZeroes(offset, end - offset, flags));
   }
+  // Without zero clusters, and nothing below, what is not there reads as zeroes.
+  if (image.geometry.version === 2) return yield* discardEntries(image, offset, end, isBusy);
   if (!image.geometry.isExtended) {
     return yield* zeroClusters(image, offset, end, flags, isBusy);
   }
