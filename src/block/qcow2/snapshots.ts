@@ -418,6 +418,7 @@ export class Qcow2Snapshots {
     for (let index = 0; index < l2.l1Size; index++) {
       const table = l2.tableOffset(index);
       if (table === 0 || l2.isTableCopied(index)) continue;
+      yield* this.#checkTable(table);
       if ((yield* refcounts.get(table / clusterSize)) === 1) l2.setTable(index, table, true);
     }
     yield* this.#eachActiveSlice(function* (view, at) {
