@@ -230,6 +230,7 @@ export class Qcow2Snapshots {
     yield* image.commit();
     yield* this.#setCopied();
     yield* image.commit();
+    yield* image.barrier();
     this.#owner.resized();
   }
 
@@ -245,6 +246,7 @@ export class Qcow2Snapshots {
     yield* image.commit();
     yield* this.#setCopied();
     yield* image.commit();
+    yield* image.barrier();
   }
 
   *#show(idOrName: string): Steps<void> {
