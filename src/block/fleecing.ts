@@ -18,10 +18,9 @@
  * @module
  */
 
-import { type BitmapAction, runBitmapTransaction } from "./bitmap_transaction.ts";
 import type { BlockBackend } from "./backend.ts";
 import type { Clock } from "./clock.ts";
-import type { DirtyBitmap, DirtyBitmaps } from "./dirty_bitmap.ts";
+import type { DirtyBitmap } from "./dirty_bitmap.ts";
 import { FileNode } from "./drivers/file.ts";
 import type { BlockEdge } from "./edge.ts";
 import { BlockError, toBlockError } from "./errors.ts";
@@ -81,8 +80,6 @@ export interface FleecingOptions {
   kernels: Kernels;
   /** For the timeout: the machine's unless given. */
   clock?: Clock;
-  /** Of a `start`: changes of bitmaps at the same moment, after `bitmap` of each disk was read. */
-  bitmapChanges?: { bitmaps: DirtyBitmaps; actions: readonly BitmapAction[] };
   /** Called once for each disk whose snapshot breaks. */
   onBroken?: (disk: string, error: BlockError) => void;
 }
@@ -130,10 +127,7 @@ export class Fleecing {
       start.prepare();
       await graph.drained(start.nodes, () => {
         start.freeze();
-        const { bitmapChanges: changes } = options;
-        const changed = changes && runBitmapTransaction(changes.bitmaps, changes.actions);
         start.show();
-        return changed;
       });
     } catch (error) {
       await start.undo();

@@ -13,7 +13,7 @@
  * @module
  */
 
-import { type BitmapAction, type BitmapChange, changeBitmap } from "./bitmap_transaction.ts";
+import { type BitmapAction, type BitmapChange, changeBitmap } from "./bitmap_actions.ts";
 import type { BlockLayer } from "./block_layer.ts";
 import { toBlockError } from "./errors.ts";
 import { type Fleecing, type FleecingOptions, FleecingStart } from "./fleecing.ts";

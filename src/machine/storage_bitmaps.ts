@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { BitmapAction } from "../block/bitmap_transaction.ts";
+import type { BitmapAction } from "../block/bitmap_actions.ts";
 import type { BitmapChange } from "./messages.ts";
 import type { StorageDisks } from "./storage_disks.ts";
 

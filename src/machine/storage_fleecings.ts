@@ -16,11 +16,12 @@
  */
 
 import type { BlockLayer } from "../block/block_layer.ts";
-import { type BitmapAction, runBitmapTransaction } from "../block/bitmap_transaction.ts";
+import type { BitmapAction } from "../block/bitmap_actions.ts";
 import type { DirtyBitmap, DirtyBitmaps } from "../block/dirty_bitmap.ts";
 import { BlockError } from "../block/errors.ts";
 import type { Fleecing, FleecingDisk, FleecingOptions } from "../block/fleecing.ts";
 import type { BlockNode } from "../block/node.ts";
+import { runTransaction } from "../block/transaction.ts";
 import { limits } from "../limits.ts";
 import type { MachineExports } from "./exports.ts";
 import { toWireError } from "./io_rpc.ts";
@@ -32,12 +33,17 @@ import type { StorageImages } from "./storage_images.ts";
 export interface FleecingSurroundings {
   /** Of the machine or the disk: begins export names. */
   name: string;
+  /** Where filters and bitmaps are. */
   block: BlockLayer;
+  /** Makes the overlays of the old scheme. */
   images: StorageImages;
+  /** What can be frozen. */
   disks: StorageDisks;
+  /** Takes the views. */
   exports: MachineExports;
   /** Where temporary images go unless a request says otherwise. */
   scratchDirectory: string;
+  /** Says that a view broke. */
   emit: (event: IoEvent) => void;
   /** Ends the sessions on an export that can't be opened any more. */
   closeSessions: (exportName: string) => Promise<unknown>;
@@ -240,7 +246,7 @@ export class StorageFleecings {
 
   async #takeDown(standing: Standing, result: FleecingResult): Promise<void> {
     const { fleecing, parts, request } = standing;
-    const { exports, closeSessions, block: { graph, bitmaps } } = this.#around;
+    const { exports, closeSessions, block: { bitmaps } } = this.#around;
     const names = fleecing.exports.map(({ name }) => name);
     for (const name of names) exports.remove(name);
     await Promise.all(names.map(closeSessions));
@@ -250,10 +256,7 @@ export class StorageFleecings {
       await this.#dropOverlays(parts);
     } finally {
       const actions = endActions(parts, { request, result, bitmaps });
-      await graph.drained(
-        parts.map(({ node }) => node),
-        () => runBitmapTransaction(bitmaps, actions),
-      );
+      await runTransaction(this.#around.block, actions);
     }
   }
 

@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { BitmapAction } from "../block/bitmap_transaction.ts";
+import type { BitmapAction } from "../block/bitmap_actions.ts";
 import type { BlockLayer } from "../block/block_layer.ts";
 import { Fleecing } from "../block/fleecing.ts";
 import type { Job } from "../block/jobs/job.ts";
@@ -25,10 +25,15 @@ import type { StorageJobs } from "./storage_jobs.ts";
 
 /** What actions work on. */
 export interface TransactionSurroundings {
+  /** Carries them out. */
   block: BlockLayer;
+  /** Found by name. */
   disks: StorageDisks;
+  /** Makes overlays. */
   images: StorageImages;
+  /** Takes the fleecings. */
   fleecings: StorageFleecings;
+  /** Takes the backups. */
   jobs: StorageJobs;
 }
 

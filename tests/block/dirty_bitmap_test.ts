@@ -4,10 +4,10 @@
  * @module
  */
 
-import { assert, assertEquals, assertThrows } from "@std/assert";
-import { runBitmapTransaction } from "../../src/block/bitmap_transaction.ts";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { MemoryNode } from "../../src/block/drivers/memory.ts";
 import { BlockError } from "../../src/block/errors.ts";
+import { runTransaction } from "../../src/block/transaction.ts";
 import { NodeExport } from "../../src/block/exports/node_export.ts";
 import { CLUSTER, KiB, MiB, Rig } from "../support/fleecing_rig.ts";
 import { assertFails } from "./support.ts";
@@ -172,9 +172,9 @@ Deno.test("acceptance 38: a transaction that fails leaves everything as it was",
   bitmaps.add(node, { name: "b3" }).bits.set(2 * MiB, MiB);
   const before = bitmaps.list(node).map((bitmap) => bitmap.info());
   for (const failing of ["abort", "remove"] as const) {
-    assertThrows(
+    await assertRejects(
       () =>
-        runBitmapTransaction(bitmaps, [
+        runTransaction(rig.layer, [
           { type: "clear", node, name: "b0" },
           { type: "add", node, options: { name: "new" } },
           { type: "disable", node, name: "b1" },
@@ -189,7 +189,7 @@ Deno.test("acceptance 38: a transaction that fails leaves everything as it was",
     );
     assertEquals(bitmaps.list(node).map((bitmap) => bitmap.info()), before);
   }
-  runBitmapTransaction(bitmaps, []);
+  assertEquals(await runTransaction(rig.layer, []), []);
   await rig.close();
 });
 
@@ -198,7 +198,7 @@ Deno.test("acceptance 38: rotation: old bits in a new bitmap, the old one empty 
   const { bitmaps, disk: node } = rig;
   bitmaps.add(node, { name: "b0" });
   await rig.guest.write(0, CLUSTER, 1);
-  runBitmapTransaction(bitmaps, [
+  await runTransaction(rig.layer, [
     { type: "add", node, options: { name: "b2", disabled: true } },
     { type: "merge", node, target: "b2", bitmaps: [{ node, name: "b0" }] },
     { type: "clear", node, name: "b0" },

@@ -13,7 +13,7 @@ import { assert, assertEquals } from "@std/assert";
 import { BlockBackend } from "../../src/block/backend.ts";
 import { type DirtyBitmap, DirtyBitmaps } from "../../src/block/dirty_bitmap.ts";
 import { BlockError, toBlockError } from "../../src/block/errors.ts";
-import type { SnapshotExport } from "../../src/block/exports/snapshot_export.ts";
+import { SnapshotExport } from "../../src/block/exports/snapshot_export.ts";
 import { CopyBeforeWriteNode } from "../../src/block/filters/copy_before_write.ts";
 import { Fleecing } from "../../src/block/fleecing.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
@@ -351,7 +351,8 @@ export class FleecingSimulation {
       });
     const started = async (): Promise<void> => {
       model.fleecing = await start();
-      model.view = model.fleecing.exports[0] ?? null;
+      const [view] = model.fleecing.exports;
+      model.view = view instanceof SnapshotExport ? view : null;
       this.#models.push(model);
     };
     this.#start(this.#count("start", started), (error) => {

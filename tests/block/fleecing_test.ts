@@ -6,7 +6,7 @@
 
 import { assertEquals } from "@std/assert";
 import { BlockBackend } from "../../src/block/backend.ts";
-import { DirtyBitmaps } from "../../src/block/dirty_bitmap.ts";
+import { BlockLayer } from "../../src/block/block_layer.ts";
 import { FileNode } from "../../src/block/drivers/file.ts";
 import { MemoryNode } from "../../src/block/drivers/memory.ts";
 import { RawNode } from "../../src/block/drivers/raw.ts";
@@ -23,6 +23,7 @@ import {
   Rig,
   type RigFleecing,
 } from "../support/fleecing_rig.ts";
+import { runTransaction, type TransactionAction } from "../../src/block/transaction.ts";
 import { Random } from "../support/simulation.ts";
 import { assertFails, now, openDevice } from "./support.ts";
 
@@ -32,7 +33,8 @@ const module = await compileKernels();
 class FileRig implements AsyncDisposable {
   readonly graph = new BlockGraph();
   readonly kernels = new Kernels(module);
-  readonly bitmaps = new DirtyBitmaps(this.kernels);
+  readonly layer = new BlockLayer(this.kernels, { graph: this.graph });
+  readonly bitmaps = this.layer.bitmaps;
   readonly directory = Deno.makeTempDirSync({ prefix: "ovis-fleecing-" });
   readonly scratchDirectory = `${this.directory}/scratch`;
   readonly devices: BlockBackend[] = [];
@@ -52,7 +54,11 @@ class FileRig implements AsyncDisposable {
   }
 
   async start(options: Partial<FleecingOptions> = {}): Promise<Fleecing> {
-    return await Fleecing.start(this.graph, {
+    return await Fleecing.start(this.graph, this.options(options));
+  }
+
+  options(options: Partial<FleecingOptions> = {}): FleecingOptions {
+    return {
       name: "f",
       disks: this.devices.map((backend) => ({
         name: backend.name,
@@ -68,7 +74,7 @@ class FileRig implements AsyncDisposable {
       scratchDirectory: this.scratchDirectory,
       kernels: this.kernels,
       ...options,
-    });
+    };
   }
 
   get scratchFiles(): string[] {
@@ -137,14 +143,12 @@ Deno.test("Fleecing.start() that fails at the second disk leaves everything as i
   await assertFails(() => rig.start({ disks: [first, first] }), "EINVAL", "A disk is named twice");
   await assertFails(() => rig.start({ disks: [] }), "EINVAL", /at least one disk/);
   await assertFails(() => rig.start({ scratchDirectory: `${rig.directory}/none` }), "ENOENT", /./);
-  const bitmapChanges = {
-    bitmaps: rig.bitmaps,
-    actions: [
-      { type: "add", node: b, options: { name: "new" } },
-      { type: "abort" },
-    ] as const,
-  };
-  await assertFails(() => rig.start({ bitmapChanges }), "EINVAL", /Abort action/);
+  const actions: TransactionAction[] = [
+    { type: "fleecing", options: rig.options() },
+    { type: "add", node: b, options: { name: "new" } },
+    { type: "abort" },
+  ];
+  await assertFails(() => runTransaction(rig.layer, actions), "EINVAL", /Abort action/);
   assertEquals(rig.scratchFiles, []);
   assertEquals(rig.graph.list().map(({ nodeName }) => nodeName), ["a", "b"]);
   assertEquals(rig.devices.map(({ node }) => node.nodeName), ["a", "b"]);
@@ -363,13 +367,10 @@ for (const seed of [36, 41]) {
       rig.graph.onMoment = () => void now(file.read(0, IoVector.of(frozen)));
       const fleecing = await rig.fleece({
         bitmap: previous,
-        bitmapChanges: {
-          bitmaps: rig.bitmaps,
-          actions: [
-            { type: "add", node, options: { name: `chk${round}`, granularity: 4 * KiB } },
-            ...(previous ? [{ type: "disable", node, name: previous } as const] : []),
-          ],
-        },
+        bitmapChanges: [
+          { type: "add", node, options: { name: `chk${round}`, granularity: 4 * KiB } },
+          ...(previous ? [{ type: "disable", node, name: previous } as const] : []),
+        ],
       });
       rig.graph.onMoment = () => {};
       if (round === 3) {

@@ -8,7 +8,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Bitmap } from "../../src/block/bitmap.ts";
 import type { BitmapStore, BitmapToStore, StoredBitmap } from "../../src/block/bitmap_store.ts";
-import { runBitmapTransaction } from "../../src/block/bitmap_transaction.ts";
+import { runTransaction } from "../../src/block/transaction.ts";
+import { BlockLayer } from "../../src/block/block_layer.ts";
 import { DirtyBitmaps } from "../../src/block/dirty_bitmap.ts";
 import { MemoryNode } from "../../src/block/drivers/memory.ts";
 import { BlockError } from "../../src/block/errors.ts";
@@ -98,11 +99,11 @@ class StoringNode extends BlockNode {
 
 async function open(store: MemoryStore, isReadOnly = false) {
   const kernels = new Kernels(module);
-  const graph = new BlockGraph();
+  const layer = new BlockLayer(kernels);
+  const { graph, bitmaps } = layer;
   const node = graph.add(new StoringNode(store, isReadOnly));
-  const bitmaps = new DirtyBitmaps(kernels);
   await bitmaps.load(node);
-  return { kernels, graph, node, bitmaps };
+  return { layer, kernels, graph, node, bitmaps };
 }
 
 function refused(action: () => unknown, message: string): void {
@@ -190,15 +191,15 @@ Deno.test("merge() works across nodes and granularities", async () => {
   const coarse = rig.bitmaps.add(rig.disk, { name: "coarse", granularity: MiB });
   fine.bits.set(MiB - 512, 1024);
   const actions = (target: typeof fine, source: typeof fine) =>
-    runBitmapTransaction(rig.bitmaps, [{
+    runTransaction(rig.layer, [{
       type: "merge",
       node: target.node,
       target: target.name,
       bitmaps: [{ node: source.node, name: source.name }],
     }]);
-  actions(coarse, fine);
+  await actions(coarse, fine);
   assertEquals(coarse.info().count, 2 * MiB);
-  actions(fine, coarse);
+  await actions(fine, coarse);
   assertEquals(fine.info().count, 2 * MiB);
   await rig.close();
 });
@@ -314,7 +315,7 @@ Deno.test("what can't be stored or read is an error, and nothing stored is lost"
   store.failing = null;
   const second = await open(store);
   store.failing = "remove";
-  await runBitmapTransaction(second.bitmaps, [{ type: "remove", node: second.node, name: "b0" }]);
+  await runTransaction(second.layer, [{ type: "remove", node: second.node, name: "b0" }]);
   assertEquals(second.bitmaps.list(second.node), []);
   store.failing = "store";
   await assertFails(() => second.graph.close(), "EIO", "no store");

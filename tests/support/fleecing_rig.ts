@@ -11,9 +11,11 @@
  */
 
 import { BlockBackend } from "../../src/block/backend.ts";
-import { DirtyBitmaps } from "../../src/block/dirty_bitmap.ts";
+import type { BitmapAction } from "../../src/block/bitmap_actions.ts";
+import { BlockLayer } from "../../src/block/block_layer.ts";
 import { MemoryNode } from "../../src/block/drivers/memory.ts";
 import { toBlockError } from "../../src/block/errors.ts";
+import { SnapshotExport } from "../../src/block/exports/snapshot_export.ts";
 import { FaultInjectionNode, type FaultRule } from "../../src/block/filters/fault_injection.ts";
 import { Fleecing, type FleecingOptions } from "../../src/block/fleecing.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
@@ -24,6 +26,7 @@ import {
   PERM_WRITE_UNCHANGED,
   REQ_MAY_UNMAP,
 } from "../../src/block/types.ts";
+import { runTransaction } from "../../src/block/transaction.ts";
 import { compileKernels, Kernels } from "../../src/wasm/kernels.ts";
 import { FakeClock } from "./fake_clock.ts";
 import { WatchedGraph } from "./watched_graph.ts";
@@ -96,12 +99,14 @@ export function createSide(
 export type RigFleecingOptions = Partial<Omit<FleecingOptions, "disks">> & {
   bitmap?: string | null;
   allocatedBytesMax?: number;
+  /** At the same moment. */
+  bitmapChanges?: readonly BitmapAction[];
 };
 
 /** A fleecing of the rig, with its target. */
 export interface RigFleecing {
   fleecing: Fleecing;
-  export: Fleecing["exports"][number];
+  export: SnapshotExport;
   view: Side;
   target: MemoryNode;
   faults: FaultInjectionNode;
@@ -114,8 +119,9 @@ export interface RigFleecing {
 export class Rig {
   readonly graph = new WatchedGraph();
   readonly kernels = new Kernels(module);
-  readonly bitmaps = new DirtyBitmaps(this.kernels);
   readonly clock = new FakeClock();
+  readonly layer = new BlockLayer(this.kernels, { graph: this.graph, clock: this.clock });
+  readonly bitmaps = this.layer.bitmaps;
   readonly disk: FaultInjectionNode;
   readonly device: BlockBackend;
   readonly guest: Side;
@@ -154,7 +160,7 @@ export class Rig {
   /** A fleecing into a new target. Throws as Fleecing.start does. */
   async fleece(options: RigFleecingOptions = {}): Promise<RigFleecing> {
     const number = this.#targetCount++;
-    const { bitmap, allocatedBytesMax, ...fleecingOptions } = options;
+    const { bitmap, allocatedBytesMax, bitmapChanges = [], ...fleecingOptions } = options;
     const target = this.graph.add(
       new MemoryNode({
         nodeName: `temp-file${number}`,
@@ -165,7 +171,7 @@ export class Rig {
     const faults = this.graph.add(
       new FaultInjectionNode({ nodeName: `temp${number}`, file: target, clock: this.clock }),
     );
-    const fleecing = await Fleecing.start(this.graph, {
+    const all: FleecingOptions = {
       name: `fleecing${number}`,
       disks: [{
         name: "disk0",
@@ -183,9 +189,12 @@ export class Rig {
       clock: this.clock,
       onBroken: (disk, error) => this.broken.push(`${disk}: ${error.code}`),
       ...fleecingOptions,
-    });
+    };
+    const actions = [{ type: "fleecing", options: all } as const, ...bitmapChanges];
+    const [fleecing] = await runTransaction(this.layer, actions);
+    if (!(fleecing instanceof Fleecing)) throw new Error("no fleecing");
     const [view] = fleecing.exports;
-    if (view === undefined) throw new Error("no view");
+    if (!(view instanceof SnapshotExport)) throw new Error("no view");
     return { fleecing, export: view, view: exportSide(view), target, faults };
   }
 

@@ -1,7 +1,6 @@
 /**
- * Several changes of dirty bitmaps as one: all of them happen, at one moment, or none. A
- * transaction runs within one call, so that no request of a guest comes in between; an error
- * undoes, in reverse order, what was done before it.
+ * Changes of dirty bitmaps as actions of a transaction (transaction.ts): each can be undone until
+ * the transaction's end.
  *
  * @module
  */
@@ -38,27 +37,8 @@ export interface BitmapChange {
 }
 
 /**
- * Carries all actions out within the call, or none: then throws the BlockError of the one that
- * failed. What is returned ends, never badly, when removed bitmaps are gone from their disks too.
- */
-export function runBitmapTransaction(
-  bitmaps: DirtyBitmaps,
-  actions: readonly BitmapAction[],
-): MaybePromise<void> {
-  const prepared: BitmapChange[] = [];
-  try {
-    for (const action of actions) prepared.push(changeBitmap(bitmaps, action));
-  } catch (error) {
-    for (const { undo } of prepared.reverse()) undo();
-    throw error;
-  }
-  const pending = prepared.flatMap(({ commit }) => commit?.() ?? []);
-  if (pending.length > 0) return Promise.all(pending).then(() => {});
-}
-
-/**
- * Carries an action out. Throws its BlockError, having changed nothing. An undo within the same call
- * as this leaves no trace.
+ * Carries an action out. Throws its BlockError, having changed nothing. An undo with no
+ * request in between leaves no trace.
  */
 export function changeBitmap(bitmaps: DirtyBitmaps, action: BitmapAction): BitmapChange {
   switch (action.type) {
