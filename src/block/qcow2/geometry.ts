@@ -15,6 +15,7 @@ const SLICE_BYTES_MAX = 4096;
 export interface Geometry {
   /** 3: zero clusters exist. */
   readonly version: 2 | 3;
+  /** log2 of the cluster size. */
   readonly clusterBits: number;
   /** Bytes of a cluster. */
   readonly clusterSize: number;

@@ -45,6 +45,7 @@ export class ClusterRun {
   isCopied = false;
   /** The halves of the first entry. */
   high = 0;
+  /** See `high`. */
   low = 0;
 }
 

@@ -25,6 +25,7 @@ export interface LinkPlan {
   clusterCount: number;
   /** The guest range that the host clusters hold: subclusters outside keep their kind. */
   cowStart: number;
+  /** Where it ends. */
   cowEnd: number;
 }
 
@@ -66,9 +67,13 @@ export function linkCompressed(
 
 /** All of an L2 entry. The last two only with subclusters. */
 export interface EntryValue {
+  /** Bits 32 to 63. */
   high: number;
+  /** Bits 0 to 31. */
   low: number;
+  /** Subclusters that read as zeroes. */
   zeroes: number;
+  /** Subclusters that are in the host cluster. */
   allocated: number;
 }
 

@@ -21,8 +21,10 @@ export class Slice {
   isDirty = false;
   /** Neighbours in the order of use; null at the ends. For the cache. */
   newer: Slice | null = null;
+  /** See `newer`. */
   older: Slice | null = null;
 
+  /** Made by MetadataCache.put. `offset`: in the file. */
   constructor(readonly offset: number, readonly bytes: Uint8Array) {
     this.view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }

@@ -70,9 +70,11 @@ export interface Qcow2NodeOptions {
   refcountCacheBytes?: number;
 }
 
-/** An image that was opened, for the constructor. */
-interface OpenImage {
+/** A header as it was read. */
+export interface OpenImage {
+  /** Parsed and checked. */
   header: Qcow2Header;
+  /** The first cluster, or the whole file where that is shorter. */
   headerBytes: Uint8Array;
 }
 
@@ -152,6 +154,7 @@ export class Qcow2Node extends BlockNode {
     return this.#snapshots;
   }
 
+  /** Where persistent bitmaps are kept. */
   override get bitmapStore(): BitmapStore {
     return this.#bitmaps;
   }
@@ -171,6 +174,7 @@ export class Qcow2Node extends BlockNode {
     return !this.#image.hasDataFile;
   }
 
+  /** Always. */
   override get supportsBacking(): boolean {
     return true;
   }
@@ -180,11 +184,13 @@ export class Qcow2Node extends BlockNode {
     return this.#file.node.allocatedBytes;
   }
 
+  /** From the image, and where it has nothing from the backing node. */
   protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
     const done = tryRead(this.#image, offset, target);
     return done === false ? runSteps(readImage(this.#image, offset, target)) : done;
   }
 
+  /** In place, or to new clusters. */
   protected override doWrite(offset: number, source: IoVector, flags: number): MaybePromise<void> {
     if (!this.#bitmaps.isMarked) return this.#marked(() => this.doWrite(offset, source, flags));
     if ((flags & REQ_WRITE_COMPRESSED) !== 0) {
@@ -194,6 +200,7 @@ export class Qcow2Node extends BlockNode {
     return done === false ? runSteps(writeImage(this.#image, offset, source)) : done;
   }
 
+  /** By changes of tables, where whole clusters are concerned: see zero.ts. */
   protected override doWriteZeroes(
     offset: number,
     length: number,
@@ -205,20 +212,24 @@ export class Qcow2Node extends BlockNode {
     return runSteps(zeroImage(this.#image, offset, length, flags));
   }
 
+  /** Gives up whole clusters: see zero.ts. */
   protected override doDiscard(offset: number, length: number): MaybePromise<void> {
     if (!this.#bitmaps.isMarked) return this.#marked(() => this.doDiscard(offset, length));
     return runSteps(discardInImage(this.#image, offset, length));
   }
 
+  /** Data and metadata, in order. */
   protected override doFlush(): MaybePromise<void> {
     if (this.#image.isReadOnly) return;
     return runSteps(this.#image.flush());
   }
 
+  /** What the image's own tables say: see status.ts. */
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return runSteps(statusOf(this.#image, offset, length));
   }
 
+  /** `grow` without preallocation. */
   protected override doResize(sizeBytes: number): MaybePromise<void> {
     return this.grow(sizeBytes, "off");
   }
@@ -243,6 +254,7 @@ export class Qcow2Node extends BlockNode {
     return runSteps(this.#changeBackingFile(fileName, format));
   }
 
+  /** Everything is written before the node becomes read-only. */
   protected override doSetReadOnly(isReadOnly: boolean): MaybePromise<void> {
     return runSteps(this.#setReadOnly(isReadOnly));
   }

@@ -35,11 +35,13 @@ const ZEROES = new Uint8Array(MERGED_ZERO_BYTES);
 export interface WritePlan {
   /** The guest range of the request's part. */
   offset: number;
+  /** Its bytes. */
   length: number;
   /** Guest offset of the first cluster. */
   guestStart: number;
   /** Host offset of the first cluster. */
   hostStart: number;
+  /** How many. */
   clusterCount: number;
   /** The host clusters are new: to be freed if anything fails. */
   isNew: boolean;
@@ -47,6 +49,7 @@ export interface WritePlan {
   isFresh: boolean;
   /** What has to be there when the entries are changed: guest offsets around the request's part. */
   cowStart: number;
+  /** Where that ends. */
   cowEnd: number;
   /** The clusters, in `guestWrites`. */
   busy: BusyRange;
