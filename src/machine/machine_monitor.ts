@@ -2,8 +2,8 @@
  * A machine's monitor (QMP): QEMU's commands on its block layer, served on its unix socket and over
  * ports. What only the control isolate can do (stop, cont, reset, quit) is asked of it.
  *
- * Exports that a monitor adds are offered by the machine's own NBD server; another is not started.
- * Files are opened where the worker may.
+ * Exports that a monitor adds are offered by the machine's own NBD server, and by the one that its
+ * client starts. Files are opened, and sockets made, where the worker may.
  *
  * @module
  */
@@ -55,7 +55,9 @@ export class MachineMonitor {
     this.#monitor = new Monitor({
       block,
       mayOpen: (path) => images.mayOpen(path),
-      mayListen: () => false,
+      // Backup tools start a server of their own: on a socket, where files may be made too.
+      mayListen: (address) => address.type === "unix" && images.mayOpen(address.path),
+      opened: images.context.opened,
       quit: () => void ask("quit").catch(() => {}),
       machine: this.#describe(around, ask),
       hasOwnServer: true,

@@ -15,6 +15,7 @@ import type { BlockNode } from "../block/node.ts";
 import type { BlockDriver, OpenContext } from "../block/open/context.ts";
 import { createDriverTable } from "../block/open/drivers.ts";
 import { isJsonObject, type JsonObject, type JsonValue } from "../block/open/json.ts";
+import { realPath } from "../block/open/open_image.ts";
 import type { MaybePromise } from "../block/types.ts";
 import type { NbdAddress } from "../nbd/address.ts";
 import { createNbdDriver } from "../nbd/nbd_driver.ts";
@@ -39,6 +40,8 @@ export interface MonitorOptions {
   machine?: QmpMachine;
   /** Drivers beside those of the block layer and nbd. */
   drivers?: readonly BlockDriver[];
+  /** With which arguments nodes were opened by others: see OpenContext. */
+  opened?: OpenContext["opened"];
   /** Is told of exports, to offer them elsewhere too. */
   exportListener?: ExportListener;
   /** Exports may be added though no NBD server was started: they are offered elsewhere. */
@@ -91,7 +94,7 @@ export class Monitor {
       mayOpen: (path) => options.mayOpen(path),
       kernels: options.block.kernels,
       bitmaps: options.block.bitmaps,
-      opened: new WeakMap(),
+      opened: options.opened ?? new WeakMap(),
       throttleGroup: (name) => this.objects.throttleGroup(name),
       clock: options.block.clock,
     };
@@ -103,14 +106,15 @@ export class Monitor {
     });
   }
 
-  /** The path policy. */
+  /** The path policy. Symbolic links are followed first. */
   mayOpen(path: string): boolean {
-    return this.#options.mayOpen(path);
+    return this.#options.mayOpen(realPath(path));
   }
 
-  /** Whether an NBD server may be started there. */
+  /** Whether an NBD server may be started there. Symbolic links are followed first. */
   mayListen(address: NbdAddress): boolean {
-    return this.#options.mayListen(address);
+    if (address.type !== "unix") return this.#options.mayListen(address);
+    return this.#options.mayListen({ type: "unix", path: realPath(address.path) });
   }
 
   /** Ends the program, or the machine. */

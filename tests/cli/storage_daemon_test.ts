@@ -160,7 +160,8 @@ for (const [name, program] of programs) {
       child.kill("SIGTERM");
       assertEquals((await child.status).code, 0);
       assertEquals((await Deno.readFile(`${folder}/a,b`))[64 * KiB], 7);
-      for (const left of ["pid", "nbd", "qmp"]) {
+      // What QEMU's leaves behind is its own affair.
+      for (const left of program === OURS ? ["pid", "nbd", "qmp"] : []) {
         assertEquals(await exists(`${folder}/${left}`), false);
       }
     }));

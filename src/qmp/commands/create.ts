@@ -5,7 +5,6 @@ import { type CreateTarget, startCreate } from "../../block/jobs/create.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { BlockdevRef, BlockdevTypes } from "../../block/open/blockdev.ts";
 import { openNode } from "../../block/open/open_blockdev.ts";
-import { realPath } from "../../block/open/open_image.ts";
 import {
   any,
   bool,
@@ -75,7 +74,7 @@ function fileTarget(monitor: Monitor, options: Parsed<typeof fileFields>): Creat
     filename: options.filename,
     sizeBytes: options.size,
     ...(preallocation === undefined ? {} : { preallocation }),
-    mayOpen: (path) => monitor.mayOpen(realPath(path)),
+    mayOpen: (path) => monitor.mayOpen(path),
   };
 }
 

@@ -101,9 +101,10 @@ export const exportCommands: readonly QmpCommand[] = [
   command("nbd-server-stop", {}, (_args, monitor) => monitor.exports.stopServer()),
   command("nbd-server-add", {
     device: str,
-    ...nbdFields,
-    bitmap: optional(str),
+    name: optional(str),
+    description: optional(str),
     writable: optional(bool),
+    bitmap: optional(str),
   }, (args, monitor) => {
     const { device, name = device, bitmap, writable } = args;
     monitor.exports.add({
@@ -113,7 +114,7 @@ export const exportCommands: readonly QmpCommand[] = [
       ...(args.description === undefined ? {} : { description: args.description }),
       // As QEMU: of a node that can't be written the export is read-only.
       isWritable: (writable ?? false) && !(monitor.block.graph.find(device)?.isReadOnly ?? false),
-      bitmaps: [...args.bitmaps ?? [], ...(bitmap === undefined ? [] : [bitmap])],
+      bitmaps: bitmap === undefined ? [] : [bitmap],
     });
   }),
   command("nbd-server-remove", {
