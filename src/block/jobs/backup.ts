@@ -24,7 +24,7 @@
 import type { BlockLayer } from "../block_layer.ts";
 import type { DirtyBitmap } from "../dirty_bitmap.ts";
 import { BlockError } from "../errors.ts";
-import { CopyBeforeWriteNode } from "../filters/copy_before_write.ts";
+import { CopyBeforeWriteNode, type OnCbwError } from "../filters/copy_before_write.ts";
 import { CopyError } from "../filters/cluster_copier.ts";
 import type { BlockNode } from "../node.ts";
 import { type ByteRange, type MaybePromise, PERM_ALL, STATUS_ALLOCATED } from "../types.ts";
@@ -60,6 +60,10 @@ export interface BackupOptions extends JobOptions {
   onSourceError?: OnError;
   /** "report" unless given. */
   onTargetError?: OnError;
+  /** What to give up when a guest's write can't be copied: the write (unless given), or the job. */
+  onCbwError?: OnCbwError;
+  /** What a guest's write waits for copies at most; 0 (unless given): no bound. */
+  cbwTimeoutSeconds?: number;
   /** The copy-before-write filter's name. */
   filterNodeName?: string;
   /** Chunks at a time, 64 unless given. */
@@ -120,6 +124,9 @@ class BackupDriver implements JobDriver {
       bitmap: isLimited ? bitmap?.bits ?? null : null,
       minClusterSizeBytes: options.minClusterSizeBytes ?? 0,
       clock: layer.clock,
+      onCbwError: options.onCbwError ?? "break-guest-write",
+      cbwTimeoutSeconds: options.cbwTimeoutSeconds ?? 0,
+      onBroken: () => this.#job?.wake(),
       backup: {
         isCompressed: options.compress ?? false,
         discardsSource: options.discardSource ?? false,
@@ -158,14 +165,15 @@ class BackupDriver implements JobDriver {
   async run(job: Job): Promise<void> {
     const { sync } = this.#options;
     if (sync === "none") {
-      while (!job.isCancelled) await job.sleep(null);
-      return;
+      while (!job.isCancelled && this.#filter.brokenBy === null) await job.sleep(null);
+      return this.#checkBroken();
     }
     if (sync === "top") await this.#forgoUnallocated(job);
     do {
       await this.#copyAll(job);
       // A guest's write may be about to copy the last clusters; where that fails, they are left.
       await this.#filter.whenSettled();
+      this.#checkBroken();
     } while (!job.isCancelled && !this.#filter.isAllCopied);
   }
 
@@ -214,7 +222,12 @@ class BackupDriver implements JobDriver {
     return this.#options.bitmapMode ?? "on-success";
   }
 
+  #checkBroken(): void {
+    if (this.#filter.brokenBy !== null) throw this.#filter.brokenBy;
+  }
+
   #nextChunk(): ByteRange | null {
+    if (this.#filter.brokenBy !== null) return null;
     const { leftToCopy, sizeBytes } = this.#filter;
     let run = leftToCopy.nextRun(this.#cursor, sizeBytes - this.#cursor);
     // What failed, or was put back, is behind.

@@ -374,3 +374,30 @@ Deno.test("a backup is not done before the copies that guest writes wait for", a
     await rig.close();
   }
 });
+
+Deno.test("a backup whose target fails under a guest's write gives up the write, or itself", async () => {
+  for (const onCbwError of ["break-guest-write", "break-snapshot"] as const) {
+    for (const sync of ["full", "none"] as const) {
+      const rig = new JobRig();
+      const source = rig.memory("source");
+      const target = rig.faulty("target");
+      const guest = rig.device(source);
+      await fill(guest, 0, 4 * MiB, 0x11);
+      target.addRule({ operations: ["write"], error: "ENOSPC", count: 1 });
+      const job = await startBackup(rig.layer, {
+        jobId: "job0",
+        source,
+        target,
+        sync,
+        onCbwError,
+      });
+      const outcome = await fill(guest, 0, 10, 0x22).then(() => "ok", () => "failed");
+      assertEquals(outcome, onCbwError === "break-snapshot" ? "ok" : "failed");
+      if (onCbwError === "break-guest-write" && sync === "none") await job.cancel();
+      await rig.conclude(job);
+      assertEquals(job.failure?.code ?? null, onCbwError === "break-snapshot" ? "ENOSPC" : null);
+      assertEquals((await content(source))[0], onCbwError === "break-snapshot" ? 0x22 : 0x11);
+      await rig.close();
+    }
+  }
+});
