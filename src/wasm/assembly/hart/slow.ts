@@ -72,10 +72,16 @@ import {
   setX,
 } from "./state";
 import { LEFT_TO_JUMP } from "./translator/blocks";
-import { INSTRUCTIONS_OF_A_HOP, MISSES_OF_HOPS, samplePeriod } from "./translator/policy";
+import {
+  HEAT_OF_A_MISS,
+  HEAT_OF_A_SAMPLE,
+  INSTRUCTIONS_OF_A_HOP,
+  MISSES_OF_HOPS,
+  samplePeriod,
+} from "./translator/policy";
 import { notePlace } from "./translator/profile";
 import { rebuild } from "./translator/module";
-import { enter, ENTRY_BITS, entryBase, noteMiss } from "./translator/regions";
+import { enter, ENTRY_BITS, entryBase, hasPage, noteMiss } from "./translator/regions";
 import {
   addStatistic,
   countStatistic,
@@ -165,7 +171,7 @@ function jumpTo(pc: u64): bool {
   }
   if (isNearEnd()) return stepAt(pc);
   const code = findCode(pc);
-  if (isSample && code !== 0 && !isTranslated(code)) notePlace(pc);
+  if (isSample && code !== 0 && !isTranslated(code)) notePlace(pc, HEAT_OF_A_SAMPLE);
   return goAt(pc, code);
 }
 
@@ -316,7 +322,8 @@ function noteJump(pc: u64): void {
   if (isTranslated(code) || load<u64>(code) === 0) return;
   const index = load<u32>(hart, HART_LAST_HANDLE) >> ENTRY_BITS;
   const base = load<u64>(hart, HART_LAST_BASE);
-  if (noteMiss(index, base, pc, 1)) rebuild(index, base);
+  if (!hasPage(index, base, pc)) notePlace(pc, HEAT_OF_A_MISS);
+  else if (noteMiss(index, base, pc, 1)) rebuild(index, base);
 }
 
 /** After fewer instructions hops say nothing. */

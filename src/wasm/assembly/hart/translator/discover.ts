@@ -56,6 +56,7 @@ let base: u64 = 0;
 let scratch: u32 = 0;
 let queueCount: u32 = 0;
 let instructionTotal: u32 = 0;
+let instructionLimit: u32 = 0;
 let leaderTotal: u32 = 0;
 
 export let pageCount: u32 = 0;
@@ -159,8 +160,9 @@ export function isForInterpreter(opcode: u32): bool {
 
 // ---- finding it ---------------------------------------------------------------------------------
 
-/** Begins a region around the page of `pc`. */
-export function beginDiscovery(pc: u64): void {
+/** Begins a region around the page of `pc`, of at most so many instructions. */
+export function beginDiscovery(pc: u64, limit: u32): void {
+  instructionLimit = limit;
   base = pc & ~0xfff;
   scratch = area();
   queueCount = 0;
@@ -250,7 +252,7 @@ function fetch(page: u32, distance: i32): u64 {
 /** Follows straight code from `start` on, and takes note of where else it goes. */
 function walk(start: i32): void {
   let distance = start;
-  for (let length: u32 = 0; instructionTotal < REGION_INSTRUCTIONS; length++) {
+  for (let length: u32 = 0; instructionTotal < instructionLimit; length++) {
     const page = wantPage(distance >> 12);
     if (page === NONE) return;
     const place = markAddress(page, distance);

@@ -15,6 +15,7 @@ import { installRegion } from "../board/env";
 import { area, MODULE } from "./area";
 import { emitFunction, emitLookup } from "./blocks";
 import * as d from "./discover";
+import { instructionLimit } from "./policy";
 import {
   addEntry,
   addPage,
@@ -64,7 +65,7 @@ const TYPE_LOOKUP: u32 = 6; // (i32, i64, i32) -> i32
 
 /** Translates a region around `pc`, where code was just executed. */
 export function translate(pc: u64): void {
-  d.beginDiscovery(pc);
+  d.beginDiscovery(pc, instructionLimit(0));
   d.seed(pc);
   make(0, 0);
 }
@@ -75,11 +76,12 @@ export function translate(pc: u64): void {
  */
 export function rebuild(index: u32, base: u64): void {
   const count = wantedCount(index);
-  d.beginDiscovery(base + <u64><i64>wantedPlace(index, 0));
+  const generation = generationOf(index) + 1;
+  d.beginDiscovery(base + <u64><i64>wantedPlace(index, 0), instructionLimit(generation));
   for (let place: u32 = 0; place < count; place++) {
     d.seed(base + <u64><i64>wantedPlace(index, place));
   }
-  make(generationOf(index) + 1, index);
+  make(generation, index);
 }
 
 /** Makes what was seeded, in the place of the region `replaced`, if that is not 0. */

@@ -17,6 +17,13 @@ export function setPolicy(period: i32, samples: u32): void {
   hotSamples = samples;
 }
 
+/**
+ * What is added to the heat of a place for a sample, and when translated code was left for it; at
+ * hotSamples * HEAT_OF_A_SAMPLE it is hot.
+ */
+export const HEAT_OF_A_SAMPLE: u32 = 8;
+export const HEAT_OF_A_MISS: u32 = 1;
+
 /** Samples after which all counts are halved, so that only what is hot now is translated. */
 export const SAMPLES_OF_AN_AGE: u32 = 16384;
 
@@ -26,12 +33,24 @@ export const SAMPLES_OF_AN_AGE: u32 = 16384;
 export const REGION_PAGES: u32 = 8;
 export const REGION_INSTRUCTIONS: u32 = 1000;
 export const REGION_BLOCKS: u32 = 320;
+
+/**
+ * Instructions of a region at first, and when it was made anew: V8 compiles a function that is used
+ * much as a whole, for some 30 us an instruction, so a region grows only where it is worth it.
+ */
+export function instructionLimit(generation: u32): u32 {
+  return min(250 << generation, REGION_INSTRUCTIONS);
+}
+
 /** Ways into a region. */
 export const REGION_ENTRIES: u32 = 64;
 /** A longer run of instructions is cut: exits count back from its end in 7 bits. */
 export const BLOCK_INSTRUCTIONS: u32 = 60;
 
-/** A region that was left so often for places that nothing is known of is made anew with them. */
+/**
+ * A region that was left so often for places on its own pages that nothing is known of is made anew
+ * with them; twice as often each further time.
+ */
 export const MISSES_OF_A_REBUILD: u32 = 32;
 /**
  * Translated code that went from region to region more often than once in so many instructions, in

@@ -6,21 +6,21 @@
 import { NO_PAGE, ramPageOf } from "../code";
 import { area, HEAT, STATE } from "./area";
 import { translate } from "./module";
-import { hotSamples, SAMPLES_OF_AN_AGE } from "./policy";
+import { HEAT_OF_A_SAMPLE, hotSamples, SAMPLES_OF_AN_AGE } from "./policy";
 
 const HEAT_COUNT: u32 = 0x10000;
 /** Word of STATE, behind those of regions.ts. */
 const SAMPLE_COUNT: u32 = 16;
 
-/** Counts a sample at `pc`, and translates what is hot. */
-export function notePlace(pc: u64): void {
+/** Adds to the heat of `pc`, and translates what is hot. */
+export function notePlace(pc: u64, heat: u32): void {
   const ramPage = ramPageOf(pc);
   if (ramPage === NO_PAGE) return;
   growOld();
   const place = (ramPage << 11) | (<u32> (pc >> 1) & 2047);
   const counter = area() + HEAT + ((place * 0x9e3779b1) >> 16);
-  const count = <u32> load<u8>(counter) + 1;
-  if (count < hotSamples) {
+  const count = <u32> load<u8>(counter) + heat;
+  if (count < hotSamples * HEAT_OF_A_SAMPLE) {
     store<u8>(counter, count);
     return;
   }

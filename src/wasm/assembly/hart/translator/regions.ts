@@ -249,7 +249,18 @@ export function noteMiss(index: u32, base: u64, pc: u64, times: u32): bool {
   }
   const misses = load<u32>(record, MISSES) + times;
   store<u32>(record, misses, MISSES);
-  return misses >= MISSES_OF_A_REBUILD;
+  return misses >= MISSES_OF_A_REBUILD << load<u32>(record, GENERATION);
+}
+
+/** Whether `pc` is on one of the region's pages. */
+export function hasPage(index: u32, base: u64, pc: u64): bool {
+  const record = recordOf(index);
+  const distance = <i64>(pc - base) >> 12;
+  const count = load<u32>(record, PAGE_COUNT);
+  for (let page: u32 = 0; page < count; page++) {
+    if (<i64>load<i32>(pageOf(record, page)) === distance) return true;
+  }
+  return false;
 }
 
 /** What a region was made for, and left for: entries first, distances from base. */
