@@ -16,7 +16,7 @@ import type { BlockNode } from "../../../src/block/node.ts";
 import { checkQcow2 } from "../../../src/block/qcow2/check.ts";
 import type { Qcow2CreateOptions } from "../../../src/block/qcow2/create.ts";
 import { Qcow2Node } from "../../../src/block/qcow2/node.ts";
-import { REQ_FUA, REQ_MAY_UNMAP } from "../../../src/block/types.ts";
+import { REQ_FUA, REQ_MAY_UNMAP, REQ_WRITE_COMPRESSED } from "../../../src/block/types.ts";
 import { findProgram } from "../../support/clients.ts";
 import { CrashingFile } from "../../support/crashing_file.ts";
 import { ImageFolder } from "../../support/qcow2_images.ts";
@@ -133,7 +133,8 @@ class Run {
   async #work(worker: number): Promise<void> {
     while (!this.#file.hasCrashed) {
       const choice = this.random.below(100);
-      if (choice < 55) await this.#write(worker);
+      if (choice < 10 && this.#workers === 1) await this.#writeCompressed();
+      else if (choice < 55) await this.#write(worker);
       else if (choice < 70) await this.#zero(worker);
       else if (choice < 80 && this.#workers === 1) await this.#discard();
       else if (choice < 90 && worker === 0) await this.#flush();
@@ -162,6 +163,15 @@ class Run {
     const isDurable = this.random.chance(5);
     await this.#change(sector, count, tag, () => {
       return this.#node.write(sector * SECTOR, tagged(count, tag), isDurable ? REQ_FUA : 0);
+    });
+  }
+
+  async #writeCompressed(): Promise<void> {
+    const unit = (this.#node.clusterSizeBytes ?? SECTOR) / SECTOR;
+    const sector = this.random.below(this.model.sectorCount / unit) * unit;
+    const tag = ++this.#tag;
+    await this.#change(sector, unit, tag, () => {
+      return this.#node.write(sector * SECTOR, tagged(unit, tag), REQ_WRITE_COMPRESSED);
     });
   }
 
