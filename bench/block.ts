@@ -5,6 +5,7 @@
  * @module
  */
 
+import { Bitmap } from "../src/block/bitmap.ts";
 import { BlockBackend } from "../src/block/backend.ts";
 import { FileNode } from "../src/block/drivers/file.ts";
 import { Fleecing } from "../src/block/fleecing.ts";
@@ -24,7 +25,11 @@ const WRITES_PER_SWEEP = 1000;
 /** All of it. */
 export async function benchBlock(): Promise<Row[]> {
   const module = await compileKernels();
-  return [...benchBitmaps(new Kernels(module)), ...await benchWrites(new Kernels(module))];
+  return [
+    ...benchBitmaps(new Kernels(module)),
+    ...benchMerge(new Kernels(module)),
+    ...await benchWrites(new Kernels(module)),
+  ];
 }
 
 function benchBitmaps(kernels: Kernels): Row[] {
@@ -62,6 +67,39 @@ function benchBitmaps(kernels: Kernels): Row[] {
     row("set all but the ends", () => functions.setRange(a, 1, bits - 1)),
     row("16 bits to one, all set", () => functions.projectCoarser(b, a, bits, 4)),
     row("zero test of a buffer", () => isZero(zeroes)),
+  ];
+}
+
+/** Dirty bitmaps of a disk of 1 TiB, as backups merge them. */
+function benchMerge(kernels: Kernels): Row[] {
+  const create = (granularity: number): Bitmap => {
+    const bitmap = new Bitmap(kernels, { sizeBytes: 1024 * 1024 * MiB, granularity });
+    for (let at = 0; at < bitmap.sizeBytes; at += 7 * MiB) bitmap.set(at, 1);
+    return bitmap;
+  };
+  const [target, source, coarse] = [create(CLUSTER), create(CLUSTER), create(16 * CLUSTER)];
+  const milliseconds = (action: () => void): number => {
+    const times: number[] = [];
+    for (let i = 0; i < 100; i++) {
+      const start = performance.now();
+      action();
+      times.push(performance.now() - start);
+    }
+    return median(times);
+  };
+  const [into, from] = [new Uint8Array(BITMAP_BYTES), new Uint8Array(BITMAP_BYTES)];
+  const copy = { name: "plain copy", value: milliseconds(() => into.set(from)) };
+  const row = (what: string, aim: string, action: () => void): Row => ({
+    what: `dirty bitmaps of 1 TiB at 64 KiB: ${what}`,
+    unit: "ms",
+    ours: milliseconds(action),
+    peer: copy,
+    aim,
+    isSmallerBetter: true,
+  });
+  return [
+    row("merged", "below 1 ms", () => target.merge(source)),
+    row("merged into one of 1 MiB", "", () => coarse.merge(source)),
   ];
 }
 
