@@ -2,13 +2,15 @@
  * A machine's monitor (QMP): QEMU's commands on its block layer, served on its unix socket and over
  * ports. What only the control isolate can do (stop, cont, reset, quit) is asked of it.
  *
- * Exports that a monitor adds are offered by the machine's own NBD server, and by the one that its
- * client starts. Files are opened, and sockets made, where the worker may.
+ * Exports that a monitor adds are offered by the machine's own NBD server. One that a client starts
+ * is a symbolic link to that one's socket: the worker may listen nowhere else. Files are opened, and
+ * links made, where the worker may.
  *
  * @module
  */
 
 import type { BlockLayer } from "../block/block_layer.ts";
+import { BlockError } from "../block/errors.ts";
 import { PortStream } from "../nbd/transports/port.ts";
 import type { QmpMachine, QmpRunState } from "../qmp/machine.ts";
 import { Monitor } from "../qmp/monitor.ts";
@@ -33,6 +35,10 @@ export interface MonitorSurroundings {
   exports: MachineExports;
   /** Ends the sessions on an export that can't be opened any more. */
   closeSessions: (exportName: string) => Promise<unknown>;
+  /** Whether somebody has an export open. */
+  hasClients: (exportName: string) => boolean;
+  /** Where the machine's NBD server listens, null: nowhere. */
+  nbdSocketPath: string | null;
   /** Asks the control isolate. */
   questions: HostQuestions;
 }
@@ -60,13 +66,14 @@ export class MachineMonitor {
       opened: images.context.opened,
       quit: () => void ask("quit").catch(() => {}),
       machine: this.#describe(around, ask),
-      hasOwnServer: true,
-      exportListener: {
+      exportHost: {
         added: (blockExport) => exports.add([blockExport]),
         removed: async ({ name }) => {
           exports.remove(name);
           await closeSessions(name);
         },
+        hasClients: around.hasClients,
+        offerAt: (path) => offerAt(around.nbdSocketPath, path),
       },
     });
     this.#server = new QmpServer(this.#monitor);
@@ -120,4 +127,17 @@ export class MachineMonitor {
         })),
     };
   }
+}
+
+/** Makes the machine's NBD server reachable at another path. */
+async function offerAt(socketPath: string | null, path: string): Promise<() => Promise<void>> {
+  if (socketPath === null) throw new BlockError("ENOTSUP", "The machine has no NBD server");
+  const before = await Deno.lstat(path).catch(() => null);
+  // As a server replaces a socket that one before it left.
+  if (before?.isSymlink && await Deno.readLink(path) === socketPath) await Deno.remove(path);
+  await Deno.symlink(socketPath, path);
+  return async () => {
+    const now = await Deno.lstat(path).catch(() => null);
+    if (now?.isSymlink) await Deno.remove(path);
+  };
 }

@@ -120,6 +120,8 @@ export class IoStorage {
       disks,
       exports,
       closeSessions,
+      hasClients: (exportName) => server.hasClients(exportName),
+      nbdSocketPath: parts.nbd?.socketPath ?? null,
       questions,
     });
     this.#fleecings = new StorageFleecings({

@@ -18,12 +18,19 @@ import type { NbdAddress } from "../nbd/address.ts";
 import { NbdServer } from "../nbd/server.ts";
 import type { Monitor } from "./monitor.ts";
 
-/** Who offers the exports elsewhere too: over HTTP, on the machine's own NBD server. */
-export interface ExportListener {
+/**
+ * A server that there is already, for a monitor that starts none of its own: the exports are
+ * offered there, whether a client asked for a server or not.
+ */
+export interface ExportHost {
   /** Throws a BlockError where the export can't be offered. */
   added(blockExport: BlockExport): void;
   /** Nobody may open it any more; resolves when nobody has it open. */
   removed(blockExport: BlockExport): Promise<void>;
+  /** Whether a client has the export of that name open. */
+  hasClients(exportName: string): boolean;
+  /** Can also be reached at this socket, until the returned function is called. */
+  offerAt(path: string): Promise<() => Promise<void>>;
 }
 
 /** A bitmap that an export shows: of the exported node or one below, or of a named node. */
@@ -76,24 +83,27 @@ export interface ExportInfo {
   isShuttingDown: boolean;
 }
 
+/** A server that a client started. */
+interface StartedServer {
+  hasClients(exportName: string): boolean;
+  closeExport(exportName: string): Promise<void>;
+  close(): Promise<void>;
+}
+
 const NAME_BYTES_MAX = 4096;
 
 /** See the module's head. */
 export class BlockExports {
   readonly #monitor: Monitor;
-  readonly #listener: ExportListener | null;
-  readonly #hasOwnServer: boolean;
+  readonly #host: ExportHost | null;
   readonly #entries = new Map<string, ExportEntry>();
-  #server: NbdServer | null = null;
+  /** What was started, by a client's command. */
+  #server: StartedServer | null = null;
 
-  /** See MonitorOptions. */
-  constructor(
-    monitor: Monitor,
-    options: { exportListener?: ExportListener; hasOwnServer?: boolean },
-  ) {
+  /** `host`: see MonitorOptions. */
+  constructor(monitor: Monitor, host: ExportHost | null) {
     this.#monitor = monitor;
-    this.#listener = options.exportListener ?? null;
-    this.#hasOwnServer = options.hasOwnServer ?? false;
+    this.#host = host;
   }
 
   /** In the order of query-block-exports: the newest first. */
@@ -108,10 +118,23 @@ export class BlockExports {
   /** Starts the NBD server. Throws a BlockError where one runs, or it can't listen there. */
   async startServer(options: ServerStartOptions): Promise<void> {
     if (this.#server !== null) throw invalid("NBD server already running");
-    const { address, tlsCredentials, connectionsMax } = options;
+    const { address } = options;
     if (!this.#monitor.mayListen(address)) {
       throw new BlockError("EPERM", "An NBD server may not be started at this address");
     }
+    try {
+      this.#server = this.#host === null
+        ? await this.#ownServer(options)
+        : await offeredServer(this.#host, options);
+    } catch (error) {
+      if (error instanceof BlockError) throw error;
+      throw listenError(address, error);
+    }
+  }
+
+  async #ownServer(
+    { address, tlsCredentials, connectionsMax }: ServerStartOptions,
+  ): Promise<StartedServer> {
     const certificate = tlsCredentials === undefined
       ? undefined
       : this.#monitor.objects.serverTls(tlsCredentials);
@@ -131,10 +154,13 @@ export class BlockExports {
       }
     } catch (error) {
       await server.close();
-      if (error instanceof BlockError) throw error;
-      throw listenError(address, error);
+      throw error;
     }
-    this.#server = server;
+    return {
+      hasClients: (name) => server.hasClients(name),
+      closeExport: (name) => server.closeExport(name),
+      close: () => server.close(),
+    };
   }
 
   /** Deletes all exports and stops the server. Throws a BlockError where none runs. */
@@ -157,7 +183,7 @@ export class BlockExports {
       throw new BlockError("ENOENT", `Cannot find device='' nor node-name='${nodeName}'`);
     }
     if (isWritable && node.isReadOnly) throw invalid("Cannot export read-only node as writable");
-    if (this.#server === null && !this.#hasOwnServer) throw invalid("NBD server not running");
+    if (this.#server === null && this.#host === null) throw invalid("NBD server not running");
     const name = options.name ?? nodeName;
     const { description = "" } = options;
     if (utf8Length(name) > NAME_BYTES_MAX) throw invalid(`export name '${name}' too long`);
@@ -186,7 +212,7 @@ export class BlockExports {
     const entry = { id, node, blockExport, isShuttingDown: false };
     this.#entries.set(id, entry);
     try {
-      this.#listener?.added(blockExport);
+      this.#host?.added(blockExport);
     } catch (error) {
       this.#entries.delete(id);
       blockExport.close();
@@ -203,12 +229,12 @@ export class BlockExports {
     if (entry === undefined) throw new BlockError("ENOENT", `Export '${id}' is not found`);
     if (entry.isShuttingDown) throw invalid(`Export '${id}' is already shutting down`);
     const { name } = entry.blockExport;
-    if (!isHard && this.#server?.hasClients(name)) {
+    if (!isHard && (this.#host ?? this.#server)?.hasClients(name)) {
       throw new BlockError("EBUSY", `export '${id}' still in use`);
     }
     entry.isShuttingDown = true;
     await this.#server?.closeExport(name);
-    await this.#listener?.removed(entry.blockExport);
+    await this.#host?.removed(entry.blockExport);
     await entry.blockExport.close();
     this.#entries.delete(id);
     this.#monitor.emit({ event: "BLOCK_EXPORT_DELETED", data: { id } });
@@ -260,6 +286,18 @@ export class BlockExports {
       return found;
     }
   }
+}
+
+/** The host's server, at one more place. */
+async function offeredServer(
+  host: ExportHost,
+  { address, tlsCredentials }: ServerStartOptions,
+): Promise<StartedServer> {
+  if (address.type !== "unix" || tlsCredentials !== undefined) {
+    throw invalid("An NBD server can only be started at a unix socket, without TLS");
+  }
+  const close = await host.offerAt(address.path);
+  return { hasClients: (name) => host.hasClients(name), closeExport: async () => {}, close };
 }
 
 /** What stands below a filter, or behind an image. */

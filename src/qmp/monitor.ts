@@ -22,7 +22,7 @@ import { createNbdDriver } from "../nbd/nbd_driver.ts";
 import type { CommandResult, QmpCommand } from "./command.ts";
 import { allCommands } from "./commands/mod.ts";
 import { describeError, QmpError } from "./errors.ts";
-import { BlockExports, type ExportListener } from "./exports.ts";
+import { BlockExports, type ExportHost } from "./exports.ts";
 import type { QmpMachine } from "./machine.ts";
 import { MonitorObjects } from "./objects.ts";
 
@@ -42,10 +42,8 @@ export interface MonitorOptions {
   drivers?: readonly BlockDriver[];
   /** With which arguments nodes were opened by others: see OpenContext. */
   opened?: OpenContext["opened"];
-  /** Is told of exports, to offer them elsewhere too. */
-  exportListener?: ExportListener;
-  /** Exports may be added though no NBD server was started: they are offered elsewhere. */
-  hasOwnServer?: boolean;
+  /** Who offers exports, instead of a server of the monitor's own. */
+  exportHost?: ExportHost;
 }
 
 /** An event without its time. */
@@ -98,7 +96,7 @@ export class Monitor {
       throttleGroup: (name) => this.objects.throttleGroup(name),
       clock: options.block.clock,
     };
-    this.exports = new BlockExports(this, options);
+    this.exports = new BlockExports(this, options.exportHost ?? null);
     const commands = allCommands(this.machine !== null);
     this.commands = new Map(commands.map((command) => [command.name, command]));
     this.#stopJobEvents = options.block.jobs.onEvent(({ event, data }) => {
