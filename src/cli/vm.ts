@@ -71,8 +71,8 @@ function addListAndCreate(vm: Command, client: () => Promise<Client>): void {
     .option("--memory <size>", "with K, M, G or T; default 256M", parseSize)
     .option("--harts <count>", "processors", parseCount)
     .option(
-      "--disk <disk>",
-      "NAME:SIZE[:qcow2] for a new one, NAME=DISK for one that is there (ovis vm disk); " +
+      "--disk <name:size>",
+      "or NAME:SIZE:qcow2 for a new one, NAME=DISK for one that is there (ovis vm disk); " +
         "may be repeated; default disk0:64M",
       collectDisk,
     )

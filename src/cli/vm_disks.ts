@@ -28,7 +28,11 @@ interface Bitmap {
   inconsistent: boolean;
 }
 
-/** Adds the commands. */
+/**
+ * Adds the commands.
+ *
+ * @internal
+ */
 export function addDiskCommands(vm: Command, client: () => Promise<Client>): void {
   const disk = vm.command("disk")
     .description("disks: of machines (MACHINE:DISK), and by themselves");
@@ -133,7 +137,11 @@ function addContent(disk: Command, client: () => Promise<Client>): void {
     });
 }
 
-/** Adds the commands. */
+/**
+ * Adds the commands.
+ *
+ * @internal
+ */
 export function addBitmapCommands(vm: Command, client: () => Promise<Client>): void {
   const bitmap = vm.command("bitmap").description("dirty bitmaps of disks: what was written since");
   const pathOfBitmap = (disk: string, name: string) =>

@@ -29,7 +29,11 @@ interface Checkpoint {
   disks: { disk: string; usable: boolean; dirtyBytes: number | null }[];
 }
 
-/** Adds the commands. */
+/**
+ * Adds the commands.
+ *
+ * @internal
+ */
 export function addFleecingCommands(vm: Command, client: () => Promise<Client>): void {
   addFleece(vm, client);
   vm.command("fleecings <vm>").description("list a machine's fleecings").action(async (name) => {
@@ -106,7 +110,11 @@ function printFleecing({ name, scratch, exports }: Fleecing): void {
   }
 }
 
-/** Adds the commands. */
+/**
+ * Adds the commands.
+ *
+ * @internal
+ */
 export function addCheckpointCommands(vm: Command, client: () => Promise<Client>): void {
   const checkpoint = vm.command("checkpoint").description("moments that changes are recorded from");
   checkpoint.command("list <vm>").description("list a machine's checkpoints")

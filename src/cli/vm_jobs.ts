@@ -54,7 +54,11 @@ async function waitAWhile(client: Client, id: string): Promise<Job> {
   }
 }
 
-/** Adds the commands. */
+/**
+ * Adds the commands.
+ *
+ * @internal
+ */
 export function addJobCommands(vm: Command, client: () => Promise<Client>): void {
   const job = vm.command("job").description("long work on disks: backup, mirror, commit, stream");
   addShowing(job, client);

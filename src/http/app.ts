@@ -64,7 +64,7 @@ export function createApp(options: AppOptions): App {
   const links = new Links(publicUrl);
   const metrics = new Metrics(service, sockets);
   const router = new Router({ access, auth, log: log.getChild("http"), observe: metrics.observe });
-  addVmRoutes(router, service);
+  addVmRoutes(router, service, { stopping: stopping.signal });
   addConsoleRoutes(router, service, { sockets, stopping: stopping.signal });
   addFleecingRoutes(router, service, links);
   addCheckpointRoutes(router, service);

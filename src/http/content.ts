@@ -1,6 +1,7 @@
 /**
- * The bytes of an export or a disk as a stream: read in pieces, one ahead of the reader, no faster than the reader
- * takes them. A read that fails breaks the transfer off, so that nobody takes a part for all.
+ * The bytes of an export or a disk as a stream: read in pieces, one ahead of the reader, no faster
+ * than the reader takes them. A read that fails breaks the transfer off, so that nobody takes a
+ * part for all.
  *
  * @module
  */

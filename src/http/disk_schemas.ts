@@ -299,7 +299,7 @@ export const WaitQuery = z.strictObject({
     .transform((text) => (text ?? "").split(",").filter((state) => state !== ""))
     .refine((states) => states.length <= STATES_MAX, { error: "names too many states" })
     .openapi({ type: "string" })
-    .describe("States to wait for, separated by commas; without it: the end"),
+    .describe("States to wait for, separated by commas; without it: `running`, of a job its end"),
   timeout: z.coerce.number().min(0).max(limits.waitMs / 1000).default(30)
     .describe("Seconds"),
 });

@@ -34,9 +34,13 @@ export interface MapQuery {
 
 /** What is asked of a worker. */
 export interface MapRequest {
+  /** With context `dirty`: which bitmap, null where there is only one. */
   bitmap: string | null;
+  /** First byte. */
   offset: number;
+  /** Bytes. */
   length: number;
+  /** Extents at most. */
   limit: number;
 }
 

@@ -244,6 +244,7 @@ export interface JobRequestBase {
 
 /** A copy of a disk as it was at the start of the job. */
 export interface BackupRequest extends JobRequestBase {
+  /** What of the disk is copied. */
   sync: "full" | "top" | "none" | "incremental" | "bitmap";
   /** With sync incremental and bitmap. */
   bitmap: string | null;
@@ -253,7 +254,9 @@ export interface BackupRequest extends JobRequestBase {
   target: NewImage;
   /** Of qcow2: clusters are stored compressed. */
   isCompressed: boolean;
+  /** What becomes of an error of the disk. */
   onSourceError: JobErrorPolicy;
+  /** What becomes of an error of the target. */
   onTargetError: JobErrorPolicy;
 }
 

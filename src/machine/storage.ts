@@ -19,7 +19,7 @@ import type { BlockExport } from "../block/export.ts";
 import { BlockBackend } from "../block/backend.ts";
 import type { BlockNode } from "../block/node.ts";
 import { IoVector } from "../block/io_vector.ts";
-import { PERM_ALL, PERM_WRITE } from "../block/types.ts";
+import { PERM_ALL, PERM_WRITE, REQ_MAY_UNMAP } from "../block/types.ts";
 import { limits } from "../limits.ts";
 import { NbdServer } from "../nbd/server.ts";
 import { PortStream } from "../nbd/transports/port.ts";
@@ -44,7 +44,7 @@ import { StorageDisks } from "./storage_disks.ts";
 import { StorageFleecings } from "./storage_fleecings.ts";
 import { StorageImages } from "./storage_images.ts";
 import { StorageJobs } from "./storage_jobs.ts";
-import { checkPart, checkPiece, readMap } from "./storage_reads.ts";
+import { checkPart, checkPiece, readMap, runsOf } from "./storage_reads.ts";
 import { carryOut } from "./storage_transaction.ts";
 
 /** Names of the meta contexts behind `exportExtents`. */
@@ -255,7 +255,14 @@ export class IoStorage {
     const options = { name: "upload", nodeName, perm: PERM_WRITE, shared: PERM_ALL };
     const writer = new BlockBackend(this.#block.graph, options);
     try {
-      await writer.write(offset, IoVector.of(bytes));
+      for (const run of runsOf(bytes)) {
+        const at = offset + run.offset;
+        if (run.isZero) await writer.writeZeroes(at, run.length, REQ_MAY_UNMAP);
+        else {
+          const data = bytes.subarray(run.offset, run.offset + run.length);
+          await writer.write(at, IoVector.of(data));
+        }
+      }
     } finally {
       await writer.release();
     }

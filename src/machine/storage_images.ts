@@ -1,7 +1,7 @@
 /**
- * Images that a worker opens and makes. It opens what its configuration names and what that is backed
- * by, in the folders that it may use and nowhere else; nothing is probed, but where an image's header
- * does not say the format of what it is backed by.
+ * Images that a worker opens and makes. It opens what its configuration names and what that is
+ * backed by, in the folders that it may use and nowhere else; nothing is probed, but where an
+ * image's header does not say the format of what it is backed by.
  *
  * @module
  */
@@ -27,7 +27,7 @@ export class StorageImages {
   readonly #drivers: DriverTable = createDriverTable();
   readonly #opened: OpenContext["opened"] = new WeakMap();
 
-  /** May open what `config` names. */
+  /** In the folders that `config` names. */
   constructor(block: BlockLayer, config: StorageConfig) {
     this.#block = block;
     const { writableFolders, readableFolders, scratchDirectory, disks } = config;

@@ -35,9 +35,13 @@ const PROGRESS_MS = 1000;
 
 /** What jobs need of their worker. */
 export interface JobSurroundings {
+  /** Whose jobs they are. */
   block: BlockLayer;
+  /** What they work on. */
   disks: StorageDisks;
+  /** Makes their targets. */
   images: StorageImages;
+  /** Tells of them. */
   emit: (event: IoEvent) => void;
 }
 

@@ -1,5 +1,5 @@
 /**
- * Reads and maps of exports and disks, bounded, as HTTP asks for them.
+ * Reads, maps and writes of exports and disks, bounded, as HTTP asks for them.
  *
  * @module
  */
@@ -51,4 +51,24 @@ function place(offset: number, extents: readonly Extent[]): ExtentInfo[] {
     at += length;
     return placed;
   });
+}
+
+/** Areas of so many bytes are looked at for zeroes as a whole. */
+const ZERO_AREA_BYTES = 65536;
+
+/** What is written, in runs of data and of zeroes. */
+export function* runsOf(
+  bytes: Uint8Array,
+): Generator<{ offset: number; length: number; isZero: boolean }> {
+  let run: { offset: number; length: number; isZero: boolean } | null = null;
+  for (let offset = 0; offset < bytes.length; offset += ZERO_AREA_BYTES) {
+    const area = bytes.subarray(offset, offset + ZERO_AREA_BYTES);
+    const isZero = area.every((byte) => byte === 0);
+    if (run?.isZero === isZero) run.length += area.length;
+    else {
+      if (run !== null) yield run;
+      run = { offset, length: area.length, isZero };
+    }
+  }
+  if (run !== null) yield run;
 }

@@ -1,7 +1,7 @@
 /**
- * Checkpoints of a machine: named moments, and the bitmaps that record what changed since. The record
- * outlives the bitmaps: those of a raw disk end with its worker, any may be lost in a crash; the next
- * fleecing since then is a whole one on that disk, and says so.
+ * Checkpoints of a machine: named moments, and the bitmaps that record what changed since. The
+ * record outlives the bitmaps: those of a raw disk end with its worker, any may be lost in a crash;
+ * the next fleecing since then is a whole one on that disk, and says so.
  *
  * @module
  */

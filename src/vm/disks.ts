@@ -55,6 +55,7 @@ export interface DiskOrder {
   owner: { vm: string; folder: string; disk: string } | null;
   /** null: as its backing disk, or as the file that is there. */
   sizeBytes: number | null;
+  /** How its content is kept. */
   format: DiskFormat;
   /** Of qcow2, null: its default. */
   clusterSizeBytes: number | null;
@@ -121,6 +122,8 @@ export class Disks {
     this.#changing.add(record.name);
     try {
       store.disks.put(record.name, record);
+      // From now on nobody may write to it: a worker that could ends.
+      if (order.backing !== null) await this.#sessions.end(order.backing);
       if (order.path === null) {
         await Deno.mkdir(folder.diskDirectory(record.folder), { recursive: true, mode: 0o700 });
         await this.#makeFile(record, order);
@@ -160,6 +163,19 @@ export class Disks {
     }
   }
 
+  /** Throws deviceBusy where other disks are made upon one that goes with a machine. */
+  checkOwnedFree(vm: string): void {
+    const owned = new Set(
+      this.#context.store.disks.list(ALL).filter(({ owner }) => owner === vm)
+        .map(({ name }) => name),
+    );
+    for (const name of owned) {
+      const upon = this.#dependentsOf(name).filter((other) => !owned.has(other));
+      if (upon.length === 0) continue;
+      throw new ServiceError("deviceBusy", `disk ${name} is what ${upon.join(", ")} stands on`);
+    }
+  }
+
   /** Throws deviceBusy where other disks are made upon it or a machine has it open. */
   #checkUnused(name: string): void {
     const upon = this.#dependentsOf(name);
@@ -184,6 +200,8 @@ export class Disks {
       await this.#removeFiles(record);
       store.disks.remove(record.name);
       this.#tell("disk.deleted", record.name);
+      // What it stood on may be written again, by a worker that opens it anew.
+      if (record.backing !== null) await this.#sessions.end(record.backing).catch(() => {});
     } finally {
       this.#changing.delete(record.name);
     }
@@ -200,8 +218,8 @@ export class Disks {
   }
 
   /**
-   * Changes a disk's size. What is on record is never more than the file has, so that the disk can be
-   * opened whatever happens meanwhile.
+   * Changes a disk's size. What is on record is never more than the file has, so that the disk can
+   * be opened whatever happens meanwhile.
    */
   async resize(
     name: string,
@@ -256,6 +274,9 @@ export class Disks {
   ): Promise<void> {
     for (const { disk } of disks) {
       this.get(disk);
+      if (this.#changing.has(disk)) {
+        throw new ServiceError("deviceBusy", `disk ${disk} is being made or deleted`);
+      }
       const holder = this.#holders.get(disk);
       if (holder === undefined) continue;
       throw new ServiceError("deviceBusy", `machine ${holder.vm} has disk ${disk} open`);
@@ -304,8 +325,8 @@ export class Disks {
   }
 
   /**
-   * Another file is about to be a disk's active one; on stable storage when this returns. Where the
-   * file is another disk's (a mirror's target), that one gets the file that was active.
+   * Another file is about to be a disk's active one; on stable storage when this returns. Where
+   * the file is another disk's (a mirror's target), that one gets the file that was active.
    */
   switchFile(name: string, active: { path: string; format: DiskFormat }): void {
     const { store, folder } = this.#context;
@@ -351,8 +372,8 @@ export class Disks {
   }
 
   /**
-   * A disk that a worker is about to fill: on record as half made, so that a crash leaves nothing of
-   * it. It lives in the folder of `beside`, where that disk's worker may write.
+   * A disk that a worker is about to fill: on record as half made, so that a crash leaves nothing
+   * of it. It lives in the folder of `beside`, where that disk's worker may write.
    */
   beginTarget(order: Omit<DiskOrder, "path" | "owner">, beside: string): {
     record: DiskRecord;

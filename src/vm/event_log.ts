@@ -45,6 +45,23 @@ export class EventLog {
     return this.#kept.filter((event) => event.id > id);
   }
 
+  /** Resolves when `isThere`, looked at with each event; after `timeoutMs`; or when aborted. */
+  async waitFor(
+    isThere: () => boolean,
+    { timeoutMs, signal }: { timeoutMs: number; signal: AbortSignal },
+  ): Promise<void> {
+    if (isThere() || signal.aborted) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const unfollow = this.follow(() => isThere() && resolve());
+    const timer = setTimeout(resolve, timeoutMs);
+    const onAbort = () => resolve();
+    signal.addEventListener("abort", onAbort);
+    await promise;
+    unfollow();
+    clearTimeout(timer);
+    signal.removeEventListener("abort", onAbort);
+  }
+
   /** Calls `listener` with each event to come, until the returned function is called. */
   follow(listener: (event: ServiceEvent) => void): () => void {
     this.#listeners.add(listener);

@@ -1,6 +1,6 @@
 /**
- * The fleecings of one machine, as the control side knows them: names, exports, checkpoints and their
- * records in the store. What they do is the I/O worker's business.
+ * The fleecings of one machine, as the control side knows them: names, exports, checkpoints and
+ * their records in the store. What they do is the I/O worker's business.
  *
  *   active --(a copy failed under break-snapshot)--> broken
  *   both end by `stop`, with their time, or with their machine's stop
@@ -23,7 +23,8 @@ import type {
 import type { Checkpoints } from "./checkpoints.ts";
 import { type DataFolder, ignoreMissing } from "./data_folder.ts";
 import type { MachineDriver } from "./driver.ts";
-import { ServiceError, toServiceError } from "./errors.ts";
+import { ServiceError } from "./errors.ts";
+import { explainReference } from "./explain.ts";
 import type { EventLog } from "./event_log.ts";
 import type { ExportDirectory, ExportInfo } from "./export_directory.ts";
 import type { Log } from "./log.ts";
@@ -98,12 +99,19 @@ export interface FleecingStatus {
 
 /** What they need of their machine. */
 export interface FleecingsContext {
+  /** Where temporary images are. */
   folder: DataFolder;
+  /** Keeps the records of fleecings that stand. */
   store: Store;
+  /** Takes their exports. */
   directory: ExportDirectory;
+  /** Told of starts, breaks and ends. */
   events: EventLog;
+  /** The machine's. */
   checkpoints: Checkpoints;
+  /** Where temporary images may go beside. */
   allowedFolders: readonly string[];
+  /** Told of what stays behind. */
   log: Log;
   /** A fleecing's time is over: it is to be stopped. */
   onExpired: (name: string) => void;
@@ -418,12 +426,4 @@ export class Fleecings {
       })),
     };
   }
-}
-
-/** Whatever a client named and isn't there is the client's mistake, not a missing export. */
-export function explainReference(error: unknown): unknown {
-  const mapped = toServiceError(error);
-  return mapped instanceof ServiceError && mapped.code === "exportNotFound"
-    ? new ServiceError("badReference", mapped.message, { cause: error })
-    : mapped;
 }

@@ -42,7 +42,6 @@ export class JobBook {
   readonly #jobs = new Map<string, JobEntry>();
   /** What is to be done when a job has concluded. */
   readonly #onEnd = new Map<string, (job: JobEntry) => Promise<void>>();
-  readonly #waiters = new Set<() => void>();
   #count = 0;
 
   /** Empty. */
@@ -132,6 +131,7 @@ export class JobBook {
       throw new ServiceError("wrongState", `job ${id} has not concluded`);
     }
     this.#jobs.delete(id);
+    this.#events.add("job.dismissed", { id });
   }
 
   /** Resolves when the job has one of the states, or has concluded; false: it took too long. */
@@ -140,33 +140,13 @@ export class JobBook {
     states: readonly string[],
     options: { timeoutMs: number; signal: AbortSignal },
   ): Promise<boolean> {
+    this.get(id);
     const isThere = () => {
-      const { status, endedAt } = this.get(id);
-      return states.includes(status) || (states.length === 0 && endedAt !== null);
+      const { status, endedAt } = this.#jobs.get(id) ?? { status: "null", endedAt: "" };
+      return endedAt !== null || states.includes(status);
     };
-    const deadline = Date.now() + options.timeoutMs;
-    while (!isThere()) {
-      if (this.get(id).endedAt !== null || options.signal.aborted) return false;
-      const left = deadline - Date.now();
-      if (left <= 0) return false;
-      await this.#change(left, options.signal);
-    }
-    return true;
-  }
-
-  /** Resolves at the next change of any job, after `ms`, or when it is no longer wanted. */
-  #change(ms: number, signal: AbortSignal): Promise<void> {
-    return new Promise((resolve) => {
-      const done = () => {
-        clearTimeout(timer);
-        signal.removeEventListener("abort", done);
-        this.#waiters.delete(done);
-        resolve();
-      };
-      const timer = setTimeout(done, ms);
-      signal.addEventListener("abort", done);
-      this.#waiters.add(done);
-    });
+    await this.#events.waitFor(isThere, options);
+    return isThere();
   }
 
   #conclude(job: JobEntry): void {
@@ -183,7 +163,6 @@ export class JobBook {
 
   #tell(job: JobEntry): void {
     this.#events.add("job.changed", { ...job });
-    for (const wake of [...this.#waiters]) wake();
   }
 
   #activeOf({ vm, disk }: { vm?: string; disk?: string }): JobEntry[] {

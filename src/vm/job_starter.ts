@@ -25,6 +25,7 @@ import type { DiskFormat } from "./store.ts";
 export interface TargetOrder {
   /** Must be free. */
   name: string;
+  /** How its content is kept. */
   format: DiskFormat;
   /** Of qcow2, null: its default. */
   clusterSizeBytes: number | null;

@@ -29,12 +29,8 @@ import type { DriverEvents, MachineDriver, OpenDriver } from "./driver.ts";
 import { ServiceError, toServiceError } from "./errors.ts";
 import type { EventLog } from "./event_log.ts";
 import type { ExportDirectory } from "./export_directory.ts";
-import {
-  explainReference,
-  type FleecingOrder,
-  Fleecings,
-  type FleecingStatus,
-} from "./fleecings.ts";
+import { explainBoot, explainDriver, explainReference } from "./explain.ts";
+import { type FleecingOrder, Fleecings, type FleecingStatus } from "./fleecings.ts";
 import type { Images } from "./images.ts";
 import { decide, isOpen, type LifeCycleRequest, type MachineState } from "./life_cycle.ts";
 import type { JobBook } from "./job_book.ts";
@@ -468,6 +464,7 @@ export class Machine {
   }
 
   async #delete(): Promise<void> {
+    this.#context.disks.checkOwnedFree(this.#record.name);
     // First on record: if that fails, the machine is as it was.
     this.#saveRecord({ ...this.#record, phase: "deleting" });
     await this.#close("deleting");
@@ -492,7 +489,7 @@ export class Machine {
       await this.#context.disks.create({
         name: ownDiskName(vm, order.name),
         owner: { vm, folder, disk: order.name },
-        sizeBytes: order.sizeBytes,
+        sizeBytes: order.sizeBytes === 0 ? null : order.sizeBytes,
         format: order.format ?? "raw",
         clusterSizeBytes: order.clusterSizeBytes ?? null,
         backing: order.backing ?? null,
@@ -591,24 +588,4 @@ export class Machine {
     this.#context.store.machines.put(record.name, record);
     this.#record = record;
   }
-}
-
-/**
- * What a driver's error means to clients: without an errno a worker failed, which is ours to mend.
- */
-function explainDriver(name: string, error: unknown): ServiceError {
-  const mapped = toServiceError(error);
-  if (mapped instanceof ServiceError) return mapped;
-  const message = error instanceof Error ? error.message : String(error);
-  return new ServiceError("machineFailed", `machine ${name} failed: ${message}`, { cause: error });
-}
-
-/** A machine that does not start: bad boot files are the client's doing. */
-function explainBoot(name: string, error: unknown): ServiceError {
-  const explained = explainDriver(name, error);
-  return ["outOfRange", "exportNotFound", "notSupported"].includes(explained.code)
-    ? new ServiceError("bootFailed", `machine ${name} can't boot: ${explained.message}`, {
-      cause: error,
-    })
-    : explained;
 }

@@ -32,9 +32,13 @@ export type TransactionOutcome =
 
 /** What a transaction needs of its machine. */
 export interface TransactionContext {
+  /** Whose disks they are. */
   machine: Machine;
+  /** Its open workers. */
   driver: MachineDriver;
+  /** Where overlays go. */
   disks: Disks;
+  /** Puts backups on record. */
   jobs: JobStarter;
   /** All disks, where none is named. Throws badReference. */
   chooseDisks: (names: readonly string[]) => string[];

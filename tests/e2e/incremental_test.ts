@@ -1,8 +1,8 @@
 /**
- * Incremental backups of a Linux guest that writes files all along, by HTTP alone: a full backup and
- * a bitmap at one moment, then increments through fleecings, each pulled by an NBD client that reads
- * nothing but what is dirty, into a qcow2 image upon the last one. Every image of the chain must be
- * the file system as the guest had it at that moment, file by file.
+ * Incremental backups of a Linux guest that writes files all along, by HTTP alone: a full backup
+ * and a bitmap at one moment, then increments through fleecings, each pulled by an NBD client that
+ * reads nothing but what is dirty, into a qcow2 image upon the last one. Every image of the chain
+ * must be the file system as the guest had it at that moment, file by file.
  */
 import { assert, assertEquals } from "@std/assert";
 import { createHash } from "node:crypto";

@@ -102,6 +102,7 @@ Deno.test("a disk that others stand on is read only, and stays", async () => {
   assertEquals(await vm("t1", { disk: "base" }), "409 deviceBusy");
   assertEquals(await vm("t1", { disk: "base", readOnly: true }), "201");
   assertEquals(await vm("t2", { disk: "top" }), "201");
+  assertEquals(await outcome(await test.send("PUT", "/v1/disks/base/content")), "409 deviceBusy");
   const { readableFolders, writableFolders } = test.driver().config;
   assertEquals([readableFolders.length, writableFolders.length], [1, 1]);
 });
@@ -220,4 +221,30 @@ Deno.test("Idempotency-Key makes a disk once", async () => {
       body: JSON.stringify({ name: "d", sizeBytes: MiB }),
     }).then(outcome);
   assertEquals([await post(), await post()], ["201", "201"]);
+});
+
+Deno.test("a machine whose disk others stand on can't be deleted", async () => {
+  await using test = await openTestApp();
+  const disks = [{ name: "d0", sizeBytes: MiB, format: "qcow2" }];
+  await test.send("POST", "/v1/vms", { name: "t1", image: "demo", disks, start: false });
+  await test.send("POST", "/v1/disks", { name: "top", backing: "t1:d0" });
+  assertEquals(await outcome(await test.send("DELETE", "/v1/vms/t1")), "409 deviceBusy");
+  assertEquals((await (await test.fetch("/v1/vms/t1")).json()).state, "stopped");
+  await test.send("DELETE", "/v1/disks/top");
+  assertEquals(await outcome(await test.send("DELETE", "/v1/vms/t1")), "204");
+});
+
+Deno.test("a machine's own disk may stand on another disk", async () => {
+  await using test = await openTestApp();
+  await test.send("POST", "/v1/disks", { name: "base", sizeBytes: MiB, format: "qcow2" });
+  const disks = [{ name: "d0", backing: "base" }];
+  const made = await (await test.send("POST", "/v1/vms", { name: "t1", image: "demo", disks }))
+    .json();
+  assertEquals(made.disks[0], {
+    name: "d0",
+    disk: "t1:d0",
+    format: "qcow2",
+    sizeBytes: MiB,
+    readOnly: false,
+  });
 });

@@ -206,3 +206,15 @@ Deno.test("Idempotency-Key gives a repeated POST the first answer", async () => 
   assertEquals(await outcome(await post("k2", "t1")), "409 nameTaken");
   assertEquals(await outcome(await post("k".repeat(256), "t3")), "400 invalidRequest");
 });
+
+Deno.test("a wait for a machine's state ends when it is there, or says how it stands", async () => {
+  await using test = await openTestApp();
+  await test.send("POST", "/v1/vms", { name: "t1", image: "demo" });
+  const wait = (query: string) => test.fetch(`/v1/vms/t1/wait?${query}`).then(outcome);
+  assertEquals(await wait(""), "200");
+  assertEquals(await wait("state=paused,stopped&timeout=0"), "408 waitTimedOut");
+  const waiting = wait("state=paused,stopped&timeout=60");
+  await test.send("POST", "/v1/vms/t1/pause");
+  assertEquals(await waiting, "200");
+  assertEquals(await wait("state=Paused"), "400 invalidRequest");
+});

@@ -29,13 +29,15 @@ const tag = "Disks";
 
 /** Adds the routes. */
 export function addDiskRoutes(router: Router, service: Service): void {
-  addListAndMake(router, service);
+  addList(router, service);
+  addMake(router, service);
   addShowAndChange(router, service);
-  addReading(router, service);
+  addContent(router, service);
+  addExtents(router, service);
   addUpload(router, service);
 }
 
-function addListAndMake(router: Router, service: Service): void {
+function addList(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/v1/disks",
@@ -54,7 +56,9 @@ function addListAndMake(router: Router, service: Service): void {
       nameOf: ({ name }) => name,
       describe: (record) => describeDisk(record, service),
     })));
+}
 
+function addMake(router: Router, service: Service): void {
   router.add({
     method: "post",
     path: "/v1/disks",
@@ -167,7 +171,7 @@ function addShowAndChange(router: Router, service: Service): void {
   });
 }
 
-function addReading(router: Router, service: Service): void {
+function addContent(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/v1/disks/{disk}/content",
@@ -211,7 +215,9 @@ function addReading(router: Router, service: Service): void {
       : null;
     return new Response(body, { status: isPart ? 206 : 200, headers });
   });
+}
 
+function addExtents(router: Router, service: Service): void {
   router.add({
     method: "get",
     path: "/v1/disks/{disk}/extents",
@@ -280,6 +286,9 @@ function addUpload(router: Router, service: Service): void {
     if (holder !== null) {
       throw new ServiceError("deviceBusy", `machine ${holder.vm} has disk ${name} open`);
     }
+    if (service.disks.isStoodUpon(name)) {
+      throw new ServiceError("deviceBusy", `other disks stand on disk ${name}`);
+    }
     const roomBytes = Math.max(0, sizeBytes - query.offset);
     await service.disks.use(name, async (driver, disk) => {
       await forEachPiece(
@@ -304,7 +313,11 @@ export function explainBitmap(error: unknown): never {
   throw error;
 }
 
-/** A bitmap as clients see it. */
+/**
+ * A bitmap as clients see it.
+ *
+ * @internal
+ */
 export function describeBitmap(info: DirtyBitmapInfo): z.input<typeof BitmapSchema> {
   const { name, count, granularity, recording, busy, persistent, inconsistent } = info;
   return {

@@ -21,6 +21,7 @@ export function addEventRoute(
     description:
       "Server-sent events with rising ids: `vm.state`, `fleecing.started`, `fleecing.broken` " +
       "(with the reason), `fleecing.ended`, `job.changed` (at most once a second for progress), " +
+      "`job.dismissed`, " +
       "`disk.created`, `disk.changed`, `disk.deleted`. `data` is JSON with `time`. A client that " +
       `lost its connection sends \`Last-Event-ID\` and gets what it missed, of the last ` +
       `${limits.eventsKept} events; where that is too long ago it gets \`reset\` and should read ` +

@@ -178,7 +178,11 @@ export function toFleecingOrder(body: Parsed<typeof NewFleecingSchema>): Fleecin
   return { ...rest, name, minClusterSizeBytes: minClusterSize };
 }
 
-/** A fleecing as clients see it. */
+/**
+ * A fleecing as clients see it.
+ *
+ * @internal
+ */
 export function describeFleecing(
   { fleecing, disks }: FleecingStatus,
   { machine, links, request }: { machine: Machine; links: Links; request: Request },

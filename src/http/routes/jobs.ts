@@ -127,7 +127,7 @@ function addWait(router: Router, service: Service, stopping: AbortSignal): void 
       signal: AbortSignal.any([request.signal, stopping]),
     });
     const job = book.get(params.job);
-    if (isThere || job.endedAt !== null) return json(job);
+    if (isThere) return json(job);
     throw new HttpError("waitTimedOut", `job ${job.id} is ${job.status}`);
   });
 }

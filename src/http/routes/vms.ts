@@ -4,7 +4,9 @@ import type { z } from "@hono/zod-openapi";
 import type { LifeCycleRequest } from "../../vm/life_cycle.ts";
 import type { Machine } from "../../vm/machine.ts";
 import type { Service } from "../../vm/service.ts";
+import { WaitQuery } from "../disk_schemas.ts";
 import { readPage } from "../page.ts";
+import { HttpError } from "../problem.ts";
 import { json, noContent, type Router } from "../router.ts";
 import { NewVmSchema, pageOf, PageQuery, VmParams, VmSchema } from "../schemas.ts";
 
@@ -29,11 +31,16 @@ const REQUESTS: Record<Exclude<LifeCycleRequest, "delete">, { summary: string; m
   },
 };
 
-/** Adds the routes. */
-export function addVmRoutes(router: Router, service: Service): void {
+/** Adds the routes. `stopping` ends waits. */
+export function addVmRoutes(
+  router: Router,
+  service: Service,
+  options: { stopping: AbortSignal },
+): void {
   addListAndMake(router, service);
   addShowAndDelete(router, service);
   addRequests(router, service);
+  addWait(router, service, options.stopping);
 }
 
 function addListAndMake(router: Router, service: Service): void {
@@ -119,6 +126,28 @@ function addShowAndDelete(router: Router, service: Service): void {
   }, async ({ params }) => {
     await service.machines.remove(params.vm);
     return noContent();
+  });
+}
+
+function addWait(router: Router, service: Service, stopping: AbortSignal): void {
+  router.add({
+    method: "get",
+    path: "/v1/vms/{vm}/wait",
+    tag,
+    summary: "Wait for a machine's state",
+    params: VmParams,
+    query: WaitQuery,
+    answers: [{ status: 200, description: "It is there", body: VmSchema }],
+    problems: ["vmNotFound", "waitTimedOut"],
+  }, async ({ request, params, query }) => {
+    const states = query.state.length === 0 ? ["running"] : query.state;
+    const machine = service.machines.get(params.vm);
+    await service.events.waitFor(() => states.includes(machine.state), {
+      timeoutMs: query.timeout * 1000,
+      signal: AbortSignal.any([request.signal, stopping]),
+    });
+    if (states.includes(machine.state)) return json(describeVm(machine, service));
+    throw new HttpError("waitTimedOut", `machine ${params.vm} is ${machine.state}`);
   });
 }
 
