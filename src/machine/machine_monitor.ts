@@ -3,8 +3,8 @@
  * ports. What only the control isolate can do (stop, cont, reset, quit) is asked of it.
  *
  * Exports that a monitor adds are offered by the machine's own NBD server. One that a client starts
- * is a symbolic link to that one's socket: the worker may listen nowhere else. Files are opened, and
- * links made, where the worker may.
+ * is another name of that one's socket: the worker may listen nowhere else. Files are opened, and
+ * names made, where the worker may.
  *
  * @module
  */
@@ -129,15 +129,17 @@ export class MachineMonitor {
   }
 }
 
-/** Makes the machine's NBD server reachable at another path. */
+/** Makes the machine's NBD server reachable at another path of the same file system. */
 async function offerAt(socketPath: string | null, path: string): Promise<() => Promise<void>> {
   if (socketPath === null) throw new BlockError("ENOTSUP", "The machine has no NBD server");
-  const before = await Deno.lstat(path).catch(() => null);
-  // As a server replaces a socket that one before it left.
-  if (before?.isSymlink && await Deno.readLink(path) === socketPath) await Deno.remove(path);
-  await Deno.symlink(socketPath, path);
+  const { ino, dev } = await Deno.lstat(socketPath);
+  const isOurs = async (): Promise<boolean> => {
+    const found = await Deno.lstat(path).catch(() => null);
+    return found?.ino === ino && found.dev === dev;
+  };
+  // It may have been left there, as a socket may that a server listened at.
+  if (!await isOurs()) await Deno.link(socketPath, path);
   return async () => {
-    const now = await Deno.lstat(path).catch(() => null);
-    if (now?.isSymlink) await Deno.remove(path);
+    if (await isOurs()) await Deno.remove(path);
   };
 }
