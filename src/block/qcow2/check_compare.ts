@@ -163,7 +163,9 @@ function* compareTable(
     const high = view.getUint32(at);
     const host = entryOffset(high, view.getUint32(at + 4));
     if (host === 0 || (high & HI_COMPRESSED) !== 0) continue;
-    const count = yield* disk.get(Math.floor(host / geometry.clusterSize));
+    const cluster = Math.floor(host / geometry.clusterSize);
+    let count = disk.getCached(cluster);
+    if (count < 0) count = yield* disk.get(cluster);
     if ((count === 1) === ((high & HI_COPIED) !== 0)) continue;
     const what = "OFLAG_COPIED data cluster: l2_entry";
     reportCopied(report, { what, view, at, count }, isRepair);

@@ -226,6 +226,7 @@ export class ReferenceScan {
   *#l2Table(bytes: Uint8Array, offset: number, times: number, isActive: boolean): Steps<void> {
     const { clusterSize, l2EntryBytes, isExtended } = this.#image.geometry;
     const statistics = isActive ? this.#report.statistics : null;
+    const fileBytes = this.#image.file.node.sizeBytes;
     const view = new DataView(bytes.buffer);
     let nextHost = 0;
     for (let at = 0; at < bytes.length; at += l2EntryBytes) {
@@ -259,13 +260,18 @@ export class ReferenceScan {
       }
       const holdsData = isExtended ? dataBits !== 0 : (low & LO_ZERO) === 0;
       const isMixed = (zeroBits & dataBits) !== 0;
-      if (yield* this.#badHost({ host, isMixed, holdsData, at: offset + at })) continue;
+      const isBad = isMixed || host % clusterSize !== 0;
+      if (isBad && (yield* this.#badHost({ host, isMixed, holdsData, at: offset + at }))) continue;
       if (statistics !== null) {
         statistics.allocatedClusters += times;
         if (nextHost !== 0 && host !== nextHost) statistics.fragmentedClusters += times;
         nextHost = host + clusterSize;
       }
-      if (!this.#hasDataFile) this.count(host, clusterSize, times);
+      if (this.#hasDataFile) continue;
+      // The usual case, without the looks at a range's ends.
+      const isInside = !isBad && host + clusterSize <= fileBytes;
+      if (isInside) this.#references.add(host / clusterSize, times);
+      else this.count(host, clusterSize, times);
     }
   }
 
@@ -293,13 +299,11 @@ export class ReferenceScan {
     this.count(offset, length, times);
   }
 
-  /** Whether an entry's host cluster is none: it was repaired, or can't be counted. */
+  /** An entry that names nothing good: whether it was repaired, or can't be counted. */
   *#badHost(
     entry: { host: number; isMixed: boolean; holdsData: boolean; at: number },
   ): Steps<boolean> {
     const { host, isMixed, holdsData } = entry;
-    const isAligned = host % this.#image.geometry.clusterSize === 0;
-    if (isAligned && !isMixed) return false;
     const isRepaired = this.#zeroEntry !== null && !holdsData;
     const repair = isRepaired ? "Repairing" : "ERROR";
     const where = `offset=${host.toString(16)}: `;

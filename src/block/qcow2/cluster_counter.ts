@@ -33,6 +33,14 @@ export class ClusterCounter {
 
   /** Adds to the count of a cluster. Throws ENOSPC at the bound. */
   add(index: number, count: number): void {
+    const last = this.#last;
+    if (last !== null && (index - index % PAGE_ENTRIES) / PAGE_ENTRIES === this.#lastIndex) {
+      const sum = (last[index % PAGE_ENTRIES] ?? 0) + count;
+      if (sum <= NARROW_MAX) {
+        last[index % PAGE_ENTRIES] = sum;
+        return;
+      }
+    }
     let page = this.#page(index) ?? this.#addPage(index, new Uint8Array(PAGE_ENTRIES));
     const sum = Math.min((page[index % PAGE_ENTRIES] ?? 0) + count, COUNT_MAX);
     if (sum > NARROW_MAX && page instanceof Uint8Array) {

@@ -19,6 +19,8 @@ export class DiskRefcounts {
   readonly #image: ScannedImage;
   readonly #blocks = new Map<number, DataView>();
   readonly #blocksMax: number;
+  #last: DataView | null = null;
+  #lastIndex = -1;
 
   private constructor(image: ScannedImage, bytes: Uint8Array) {
     this.#image = image;
@@ -61,10 +63,22 @@ export class DiskRefcounts {
     return view;
   }
 
+  /** The count of a cluster, if its block was the last one that was asked for; else -1. */
+  getCached(cluster: number): number {
+    const { refcountBlockEntries, refcountOrder } = this.#image.geometry;
+    if (this.#last === null || Math.floor(cluster / refcountBlockEntries) !== this.#lastIndex) {
+      return -1;
+    }
+    return getCount(this.#last, cluster % refcountBlockEntries, refcountOrder);
+  }
+
   /** The count of a cluster. */
   *get(cluster: number): Steps<number> {
     const { refcountBlockEntries, refcountOrder } = this.#image.geometry;
-    const block = yield* this.block(Math.floor(cluster / refcountBlockEntries));
+    const index = Math.floor(cluster / refcountBlockEntries);
+    const block = yield* this.block(index);
+    this.#last = block;
+    this.#lastIndex = index;
     return block === null ? 0 : getCount(block, cluster % refcountBlockEntries, refcountOrder);
   }
 
