@@ -239,16 +239,21 @@ export class L2Tables {
     const shared = this.#offsetOf(l1Index);
     if (shared !== 0) yield* this.#checkTable(l1Index, shared);
     const { offset } = yield* refcounts.allocate(1);
-    if (shared !== 0) {
-      const bytes = new Uint8Array(geometry.clusterSize);
-      yield* settle(file.read(shared, bytes));
-      yield* file.write(offset, bytes);
-      this.#context.freeLater(shared, geometry.clusterSize, false);
-    } else {
-      // Also where they are there already: the file system sets the room aside, so that what the
-      // guest was told to be written can be found again when the disk is full.
-      yield* file.writeZeroes(offset, geometry.clusterSize);
+    try {
+      if (shared !== 0) {
+        const bytes = new Uint8Array(geometry.clusterSize);
+        yield* settle(file.read(shared, bytes));
+        yield* file.write(offset, bytes);
+      } else {
+        // Also where they are there already: the file system sets the room aside, so that what the
+        // guest was told to be written can be found again when the disk is full.
+        yield* file.writeZeroes(offset, geometry.clusterSize);
+      }
+    } catch (error) {
+      yield* refcounts.lower(offset, geometry.clusterSize);
+      throw error;
     }
     this.setTable(l1Index, offset, true);
+    if (shared !== 0) this.#context.freeLater(shared, geometry.clusterSize, false);
   }
 }

@@ -77,8 +77,13 @@ function* allocateRun(
     hostStart = run.offset;
     clusterCount = run.clusterCount;
     const length = clusterCount * clusterSize;
-    if (mode !== "metadata") yield* fill(image, hostStart, length, mode);
-    else if (!run.isFresh) yield* image.file.writeZeroes(hostStart, length);
+    try {
+      if (mode !== "metadata") yield* fill(image, hostStart, length, mode);
+      else if (!run.isFresh) yield* image.file.writeZeroes(hostStart, length);
+    } catch (error) {
+      yield* image.refcounts.lower(hostStart, length);
+      throw error;
+    }
   }
   const length = clusterCount * clusterSize;
   // Subclusters stay unallocated: their host cluster waits for them.

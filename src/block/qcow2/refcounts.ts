@@ -294,10 +294,15 @@ export class Refcounts {
       first = this.#blockEnd();
     }
     const start = first * refcountBlockEntries;
-    for (let block = 0; block < blockCount; block++) {
-      yield* this.#installBlock(first + block, start + block);
+    try {
+      for (let block = 0; block < blockCount; block++) {
+        yield* this.#installBlock(first + block, start + block);
+      }
+      yield* this.#countAsUsed(start, blockCount);
+    } catch (error) {
+      for (let block = 0; block < blockCount; block++) this.#uninstallBlock(first + block);
+      throw error;
     }
-    yield* this.#countAsUsed(start, blockCount);
     return yield* this.#take(start + blockCount, count);
   }
 
@@ -344,11 +349,17 @@ export class Refcounts {
     const { refcountBlockEntries, refcountOrder } = this.#context.geometry;
     const blockIndex = Math.floor(index / refcountBlockEntries);
     if (blockIndex >= this.#table.length) return yield* this.#growTable();
-    yield* this.#installBlock(blockIndex, index);
-    const slice = yield* this.#slice(index);
-    if (slice === null) throw new Error("a block is missing that was just made");
-    setCount(slice.view, index % this.#sliceEntries, refcountOrder, 1);
-    this.#cache.markDirty(slice);
+    try {
+      yield* this.#installBlock(blockIndex, index);
+      const slice = yield* this.#slice(index);
+      if (slice === null) throw new Error("a block is missing that was just made");
+      setCount(slice.view, index % this.#sliceEntries, refcountOrder, 1);
+      this.#cache.markDirty(slice);
+    } catch (error) {
+      // A block that does not count itself would be overwritten.
+      this.#uninstallBlock(blockIndex);
+      throw error;
+    }
     return index + 1;
   }
 
@@ -360,10 +371,23 @@ export class Refcounts {
     // Zeroes also where they are there already: the file system sets the room aside.
     yield* this.#context.file.writeZeroes(offset, clusterSize);
     this.#freshIndex = Math.max(this.#freshIndex, at + 1);
+    this.#setBlock(blockIndex, offset);
+    this.#context.metadata.add(METADATA.refcountBlock, offset);
+  }
+
+  /** Undoes `installBlock`, if it was done. */
+  #uninstallBlock(blockIndex: number): void {
+    const offset = this.#table[blockIndex] ?? 0;
+    if (offset === 0) return;
+    this.#cache.forget(offset, this.#context.geometry.clusterSize);
+    this.#setBlock(blockIndex, 0);
+    this.#context.metadata.remove(METADATA.refcountBlock, offset);
+  }
+
+  #setBlock(blockIndex: number, offset: number): void {
     this.#table[blockIndex] = offset;
     this.#tableDirtyStart = Math.min(this.#tableDirtyStart, blockIndex);
     this.#tableDirtyEnd = Math.max(this.#tableDirtyEnd, blockIndex + 1);
-    this.#context.metadata.add(METADATA.refcountBlock, offset);
   }
 
   /** For a cluster in use that no block describes: a bad image, or a hole between blocks. */
@@ -379,8 +403,12 @@ export class Refcounts {
       yield* this.lower(offset, clusterSize);
       return made;
     }
-    this.#freshIndex = Math.max(this.#freshIndex, offset / clusterSize + 1);
-    yield* this.#installBlock(blockIndex, offset / clusterSize);
+    try {
+      yield* this.#installBlock(blockIndex, offset / clusterSize);
+    } catch (error) {
+      yield* this.lower(offset, clusterSize);
+      throw error;
+    }
     const slice = yield* this.#slice(index);
     if (slice === null) throw new Error("a block is missing that was just made");
     return slice;
@@ -417,8 +445,15 @@ export class Refcounts {
     };
     header.refcountTableOffset = tableOffset;
     header.refcountTableClusters = plan.tableClusters;
-    yield* this.#context.writeHeader();
-    yield* this.#context.barrier();
+    try {
+      yield* this.#context.writeHeader();
+      yield* this.#context.barrier();
+    } catch (error) {
+      // The table that is in use stays where it was.
+      header.refcountTableOffset = previous.offset;
+      header.refcountTableClusters = previous.length / clusterSize;
+      throw error;
+    }
     this.#table = table;
     for (let block = 0; block < plan.blockCount; block++) {
       metadata.add(METADATA.refcountBlock, start + block * clusterSize);

@@ -145,14 +145,25 @@ export function* growL1(image: Qcow2Image, sizeBytes: number): Steps<void> {
   const run = yield* refcounts.allocate(clusterCount);
   const bytes = new Uint8Array(size * 8);
   bytes.set(l2.encodeL1(0, l2.l1Size));
-  yield* file.write(run.offset, bytes);
-  yield* refcounts.writeBack();
-  yield* image.barrier();
-  const previous = { offset: header.l1TableOffset, length: l2.l1Size * 8 };
+  try {
+    yield* file.write(run.offset, bytes);
+    yield* refcounts.writeBack();
+    yield* image.barrier();
+  } catch (error) {
+    yield* refcounts.lower(run.offset, clusterCount * geometry.clusterSize);
+    throw error;
+  }
+  const { l1TableOffset, l1Size } = header;
   header.l1TableOffset = run.offset;
   header.l1Size = size;
-  yield* image.writeHeader();
-  yield* settle(file.node.flush());
+  try {
+    yield* image.writeHeader();
+  } catch (error) {
+    // What the file says now nobody knows: both tables stay, this one in use.
+    Object.assign(header, { l1TableOffset, l1Size });
+    throw error;
+  }
   l2.resizeL1(size);
-  if (previous.length > 0) image.freeLater(previous.offset, previous.length, false);
+  if (l1Size > 0) image.freeLater(l1TableOffset, l1Size * 8, false);
+  yield* settle(file.node.flush());
 }
