@@ -70,6 +70,7 @@ function addListAndCreate(vm: Command, client: () => Promise<Client>): void {
     .option("--image <image>", "what it boots", "demo")
     .option("--memory <size>", "with K, M, G or T; default 256M", parseSize)
     .option("--harts <count>", "processors", parseCount)
+    .option("--accel <how>", "interpreter, or translator, which is faster", "interpreter")
     .option(
       "--disk <name:size>",
       "or NAME:SIZE:qcow2 for a new one, NAME=DISK for one that is there (ovis vm disk); " +
@@ -78,12 +79,13 @@ function addListAndCreate(vm: Command, client: () => Promise<Client>): void {
     )
     .option("--no-start", "only make it")
     .action(async (name, options) => {
-      const { image, memory, harts, disk, start } = options;
+      const { image, memory, harts, accel, disk, start } = options;
       const { state } = await (await client()).call<Vm>("POST", "/v1/vms", {
         name,
         image,
         memoryBytes: memory,
         harts,
+        accel,
         disks: disk,
         start,
       });

@@ -163,6 +163,10 @@ const NewDiskSchema = z.strictObject({
   path: ["sizeBytes"],
 }).openapi("NewDisk");
 
+const AccelSchema = z.enum(["interpreter", "translator"]).describe(
+  "How processors execute: instruction by instruction, or with hot code translated to WebAssembly",
+);
+
 /**
  * A machine to be made.
  *
@@ -177,6 +181,7 @@ export const NewVmSchema = z.strictObject({
     multiple: MiB,
   }).default(DEFAULT_MEMORY_BYTES),
   harts: z.int().min(1).max(limits.hartCount).default(1).describe("Processors"),
+  accel: AccelSchema.default("interpreter"),
   disks: z.array(NewDiskSchema).max(limits.diskCount)
     .refine((disks) => new Set(disks.map(({ name }) => name)).size === disks.length, {
       error: "two disks have one name",
@@ -212,6 +217,7 @@ export const VmSchema = z.object({
   image: z.string(),
   memoryBytes: z.int(),
   harts: z.int(),
+  accel: AccelSchema,
   disks: z.array(z.object({
     name: z.string(),
     disk: z.string().describe("The disk that it is: see Disks"),

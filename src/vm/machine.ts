@@ -374,7 +374,7 @@ export class Machine {
 
   async #config(): Promise<MachineConfig> {
     const { folder, images, nbdHost } = this.#context;
-    const { id, name, image, memoryBytes, hartCount, disks } = this.#record;
+    const { id, name, image, memoryBytes, hartCount, accel, disks } = this.#record;
     const scratchDirectory = folder.scratchDirectory(id);
     await Deno.mkdir(scratchDirectory, { recursive: true, mode: 0o700 });
     const socketPath = folder.socketPath(id);
@@ -385,6 +385,7 @@ export class Machine {
       name,
       memoryBytes,
       hartCount,
+      ...(accel !== undefined && { accel }),
       boot: images.bootConfig(image),
       disks: disks.map(({ name, isReadOnly }) => {
         const serial = name.slice(0, SERIAL_BYTES);

@@ -7,6 +7,7 @@
 import { randomBytes } from "node:crypto";
 import { limits } from "../limits.ts";
 import { ServiceError } from "./errors.ts";
+import type { Accelerator } from "../wasm/translator.ts";
 import type { NbdStatistics } from "../machine/messages.ts";
 import { Machine, type MachineContext, type MachineDiskOrder } from "./machine.ts";
 import { ownDiskName } from "./names.ts";
@@ -22,6 +23,8 @@ export interface MachineOrder {
   memoryBytes: number;
   /** From 1 to limits.hartCount. */
   hartCount: number;
+  /** How the harts execute; left out: the interpreter. */
+  accel?: Accelerator;
   /** In the order in which the guest finds them. */
   disks: MachineDiskOrder[];
   /** Start it at once. If that fails the machine is removed again. */

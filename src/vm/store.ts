@@ -8,6 +8,8 @@
  * @module
  */
 
+import type { Accelerator } from "../wasm/translator.ts";
+
 /** One uploaded file of an image. */
 export interface ImageFileRecord {
   /** Length of the file. */
@@ -85,6 +87,8 @@ export interface MachineRecord {
   memoryBytes: number;
   /** From 1 to limits.hartCount. */
   hartCount: number;
+  /** How the harts execute; left out: the interpreter. */
+  accel?: Accelerator;
   /** In the order in which the guest finds them. */
   disks: MachineDisk[];
   /** ISO 8601, UTC. */

@@ -86,6 +86,7 @@ function addListAndMake(router: Router, service: Service): void {
       image: body.image,
       memoryBytes: body.memoryBytes,
       hartCount: body.harts,
+      accel: body.accel,
       disks: body.disks.map(({ name, readOnly, sizeBytes = 0, format, ...rest }) => ({
         name,
         sizeBytes,
@@ -181,6 +182,7 @@ function describeVm(machine: Machine, service: Service): z.input<typeof VmSchema
     image: record.image,
     memoryBytes: record.memoryBytes,
     harts: record.hartCount,
+    accel: record.accel ?? "interpreter",
     disks: record.disks.map(({ name, sizeBytes, isReadOnly }) => {
       const disk = machine.resourceOf(name);
       const found = service.disks.find(disk);
