@@ -6,8 +6,7 @@
  * @module
  */
 
-import type { FleecingAnswer, Service } from "../tests/support/service.ts";
-import { demoGuest, startOurs } from "./machines.ts";
+import type { Service } from "../tests/support/service.ts";
 import {
   type BenchServer,
   copySpeed,
@@ -21,8 +20,8 @@ import {
   startServer,
   type Transport,
 } from "./nbd_servers.ts";
-import { benchWebSocket } from "./nbd_websocket.ts";
-import { median, type Row } from "./table.ts";
+import { benchViews } from "./nbd_views.ts";
+import type { Row } from "./table.ts";
 
 const MiB = 1024 * 1024;
 const GiB = 1024 * MiB;
@@ -30,7 +29,7 @@ const COPY_BYTES = GiB;
 const WRITE_BYTES = 256 * MiB;
 const MAP_BYTES = 64 * GiB;
 const MAP_EXTENTS = 100_000;
-const RUNS = 5;
+const RUNS = 3;
 const SERVERS: readonly ServerName[] = ["ovis", "qemu-nbd", "nbdkit file"];
 
 /** All rows. */
@@ -74,7 +73,7 @@ const TESTS: readonly Test[] = [
     aims: { "qemu-nbd": depth === 1 ? "no slower" : "2x" },
     file: "read",
     transports: ["tcp", "unix"],
-    measure: ({ uri }) => fioRate(uri, { isWrite: false, depth, seconds: 2 }),
+    measure: ({ uri }) => fioRate(uri, { isWrite: false, depth, seconds: 1 }),
   })),
   {
     what: "4 KiB random write, depth 16",
@@ -82,7 +81,7 @@ const TESTS: readonly Test[] = [
     aims: { "qemu-nbd": "no slower" },
     file: "write",
     transports: ["tcp", "unix"],
-    measure: ({ uri }) => fioRate(uri, { isWrite: true, depth: 16, seconds: 2 }),
+    measure: ({ uri }) => fioRate(uri, { isWrite: true, depth: 16, seconds: 1 }),
   },
   {
     what: "4 KiB writes with FUA, depth 16",
@@ -200,61 +199,4 @@ time.sleep(6)
     row("memory", "MB", memory / 1e6, "under 50 MB"),
     row("processor time", "%", cpu / 5 * 100, "none"),
   ];
-}
-
-/** A frozen disk of a machine: read while its guest sleeps, and while it writes all the time. */
-async function benchViews(service: Service): Promise<Row[]> {
-  await using guest = await startOurs(service, demoGuest, {
-    memoryBytes: 64 * MiB,
-    diskBytes: 512 * MiB,
-  });
-  await guest.waitFor(/demo> /);
-  await guest.demo("fill 0 0 512M 0x33");
-  const { exports: [view] } = await service.call<FleecingAnswer>(
-    "POST",
-    `/v1/vms/${guest.vm}/fleecings`,
-    {},
-  );
-  if (view === undefined) throw new Error("no export");
-  const tests: [string, string, () => Promise<number>][] = [
-    ["nbdcopy, 1 connection", "MB/s", () => copySpeed(view.nbdUnix, view.sizeBytes, 1)],
-    [
-      "4 KiB random read, depth 1",
-      "IOPS",
-      () => fioRate(view.nbdUnix, { isWrite: false, depth: 1, seconds: 2 }),
-    ],
-    [
-      "4 KiB random read, depth 16",
-      "IOPS",
-      () => fioRate(view.nbdUnix, { isWrite: false, depth: 16, seconds: 2 }),
-    ],
-  ];
-  const rows: Row[] = [];
-  for (const [what, unit, measure] of tests) {
-    const idle: number[] = [];
-    const busy: number[] = [];
-    for (let turn = 0; turn < 3; turn++) {
-      idle.push(await measure());
-      const writing = { isOver: false };
-      const writes = writeOn(() => guest.demo(`stress 0 ${turn} 20000`), writing);
-      busy.push(await measure());
-      writing.isOver = true;
-      await writes;
-    }
-    rows.push({
-      what: `NBD unix over a fleecing, guest writing at full speed: ${what}`,
-      unit,
-      ours: median(busy),
-      peer: { name: "idle guest", value: median(idle) },
-      aim: "0.8 of an idle guest's",
-      isSmallerBetter: false,
-    });
-  }
-  rows.push(...await benchWebSocket(service, view));
-  return rows;
-}
-
-/** Repeats the guest's command until it is over. */
-async function writeOn(command: () => Promise<string>, writing: { isOver: boolean }) {
-  while (!writing.isOver) await command();
 }

@@ -48,12 +48,16 @@ export async function benchWebSocket(service: Service, view: View): Promise<Row[
     await using browser = await TestBrowser.start();
     const page = await browser.context.newPage();
     await page.goto(service.url);
+    // The service's pages may connect to nobody else.
+    const plainPage = await browser.context.newPage();
+    await plainPage.goto(plainUrl.replace("ws:", "http:"));
     const inPage = await alternate(
       async () => {
         const given = { url: view.websocket, ticket: await ticket(), library: "/client/client.js" };
         return megabytes / await page.evaluate(readDiskInPage, given);
       },
-      async () => megabytes / await page.evaluate(receiveFramesInPage, { url: plainUrl, frames }),
+      async () =>
+        megabytes / await plainPage.evaluate(receiveFramesInPage, { url: plainUrl, frames }),
     );
     return [row("Deno", ...deno), row("Chromium", ...inPage)];
   } finally {

@@ -1,7 +1,8 @@
 /**
  * The ceiling for NBD over WebSocket: a server, run as a process of its own, that only sends. To
  * each message, a decimal count, it answers with so many binary frames of 256 KiB, out of one
- * buffer, as long as little waits to be sent. Prints its port.
+ * buffer, as long as little waits to be sent. Prints its port. A page of its own is at its address,
+ * from which a browser may connect.
  *
  * @module
  */
@@ -22,6 +23,10 @@ function sendFrames(socket: WebSocket, count: number): void {
 }
 
 const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {} }, (request) => {
+  if (request.headers.get("upgrade") === null) {
+    const headers = { "content-type": "text/html" };
+    return new Response("<!doctype html><title>frames</title>", { headers });
+  }
   const { socket, response } = Deno.upgradeWebSocket(request);
   socket.onmessage = ({ data }) => sendFrames(socket, Number(data));
   return response;
