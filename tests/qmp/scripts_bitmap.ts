@@ -2,6 +2,7 @@
 
 import type { Script } from "../support/qmp_sides.ts";
 import { add, makeFile, showNodes } from "./scripts_blockdev.ts";
+import { connect, startNbd } from "./scripts_export.ts";
 
 const MiB = 1024 * 1024;
 
@@ -43,5 +44,22 @@ export const bitmapScripts: Record<string, Script> = {
     await run("remove", { node: "d", name: "b1" });
     await showNodes(side);
     await side.run("blockdev-del", { "node-name": "d" });
+  },
+  "bitmaps of a disk that is resized": async (side) => {
+    const filename = await makeFile(side, "d", 16 * MiB);
+    await add(side, { driver: "file", "node-name": "d", filename });
+    await startNbd(side);
+    await side.run("block-dirty-bitmap-add", { node: "d", name: "b" });
+    await side.run("block-dirty-bitmap-add", { node: "d", name: "busy" });
+    await side.run("block-export-add", { type: "nbd", id: "e", "node-name": "d", writable: true });
+    const client = await connect(side, "d");
+    await client.write(MiB, new Uint8Array(512).fill(1));
+    await client.write(16 * MiB - 512, new Uint8Array(512).fill(1));
+    await client.close();
+    await side.run("block-export-del", { id: "e", mode: "hard" });
+    for (const size of [32, 8, 16, 16]) {
+      await side.run("block_resize", { "node-name": "d", size: size * MiB });
+      await showNodes(side);
+    }
   },
 };

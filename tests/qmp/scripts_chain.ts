@@ -213,7 +213,71 @@ export const chainScripts: Record<string, Script> = {
     await showNodes(side);
   },
   "fleecing": fleecing,
+  "fleecing, with a job that discards what it has read": discardingBackup,
 };
+
+/** A fleecing whose view a job reads, forgetting what it has read: in both orders with a guest. */
+async function discardingBackup(side: QmpSide): Promise<void> {
+  const sparse = async (name: string, fill?: number): Promise<void> => {
+    await makeFile(side, name);
+    if (fill !== undefined) {
+      await Deno.writeFile(side.path(name), new Uint8Array(4 * MiB).fill(fill));
+    }
+    await add(side, {
+      driver: "raw",
+      "node-name": name,
+      discard: "unmap",
+      file: { driver: "file", filename: side.path(name) },
+    });
+  };
+  await sparse("d", 0x5d);
+  await sparse("t");
+  await sparse("backup");
+  const unmapped = { discard: "unmap" };
+  await add(side, {
+    driver: "copy-before-write",
+    "node-name": "cbw",
+    file: "d",
+    target: "t",
+    ...unmapped,
+  });
+  await add(side, { driver: "snapshot-access", "node-name": "acc", file: "cbw", ...unmapped });
+  await startNbd(side);
+  const nbd = { type: "nbd", writable: true };
+  await side.run("block-export-add", { ...nbd, id: "g", "node-name": "cbw" });
+  await side.run("block-export-add", { ...nbd, id: "t", "node-name": "t", writable: false });
+  const guest = await connect(side, "cbw");
+  const scratch = await connect(side, "t");
+  const held = async (): Promise<number> => {
+    const extents = (await scratch.blockStatus(0, 4 * MiB)).get("base:allocation") ?? [];
+    return extents.reduce((sum, { length, flags }) => (flags & 1) === 0 ? sum + length : sum, 0);
+  };
+  await guest.write(0, new Uint8Array(128 * KiB).fill(1));
+  side.answers.push(await held());
+  await side.run("blockdev-backup", {
+    "job-id": "j",
+    device: "acc",
+    target: "backup",
+    sync: "full",
+    "discard-source": true,
+    "auto-dismiss": false,
+  });
+  await becomes(side, "j", "concluded");
+  await side.run("query-jobs");
+  side.answers.push(await held());
+  await guest.write(MiB, new Uint8Array(64 * KiB).fill(2));
+  side.answers.push(await held());
+  await guest.close();
+  await scratch.close();
+  await side.run("job-dismiss", { id: "j" });
+  await side.run("block-export-add", { ...nbd, id: "v", "node-name": "acc", writable: false });
+  const view = await connect(side, "acc");
+  side.answers.push(await outcome(() => view.read(0, 512)));
+  side.answers.push(await outcome(() => view.read(3 * MiB, 512)));
+  await view.close();
+  const copy = await Deno.readFile(side.path("backup"));
+  side.answers.push(copy.every((byte) => byte === 0x5d));
+}
 
 /** What a reader gets, as a word. */
 async function outcome(call: () => Promise<unknown>): Promise<unknown> {

@@ -84,7 +84,10 @@ export const jobScripts: Record<string, Script> = {
     await backup({ "job-id": "1" });
     await backup({ "job-id": "" });
     await backup({ speed: -1 });
+    await backup({ "x-perf": { "max-workers": 0 } });
     await backup({ "x-perf": { "max-chunk": -1 } });
+    await backup({ "x-perf": { "min-cluster-size": 1000 } });
+    await backup({ "filter-node-name": "d" });
     await side.run("query-jobs");
   },
   "backup: full, finalized and dismissed by hand": async (side) => {

@@ -75,7 +75,9 @@ export interface BackupOptions extends JobOptions {
 }
 
 const WORKERS_DEFAULT = 64;
+/** More than these are not used, whatever was asked for. */
 const WORKERS_MAX = 1024;
+const INT_MAX = 2 ** 31 - 1;
 /** How far one look at the source's allocation goes. */
 const STATUS_BYTES = 1024 * 1024 * 1024;
 
@@ -180,7 +182,7 @@ class BackupDriver implements JobDriver {
   async #copyAll(job: Job): Promise<void> {
     const { maxWorkers = WORKERS_DEFAULT } = this.#options;
     await this.#chunks.run(job, {
-      workers: maxWorkers,
+      workers: Math.min(maxWorkers, WORKERS_MAX),
       next: () => this.#nextChunk(),
       copy: (chunk) => this.#filter.copyOut(chunk),
       failed: (error) => {
@@ -320,11 +322,8 @@ function checkNodes(layer: BlockLayer, options: BackupOptions): void {
   }
   layer.jobs.checkFree(source);
   layer.jobs.checkFree(target);
-  if (maxWorkers < 1) {
-    throw new BlockError("EINVAL", "max-workers must be greater than zero");
-  }
-  if (maxWorkers > WORKERS_MAX) {
-    throw new BlockError("EINVAL", `max-workers may be at most ${WORKERS_MAX}`);
+  if (maxWorkers < 1 || maxWorkers > INT_MAX) {
+    throw new BlockError("EINVAL", `max-workers must be between 1 and ${INT_MAX}`);
   }
   if (maxChunkBytes < 0) {
     throw new BlockError(

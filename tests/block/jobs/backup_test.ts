@@ -76,7 +76,7 @@ Deno.test("startBackup() refuses arguments that contradict each other in QEMU's 
     [{ target: source }, "Source and target cannot be the same"],
     [{ target: small }, "Source and target image have different sizes"],
     [{ compress: true }, "Compression is not supported for this drive "],
-    [{ maxWorkers: 0 }, "max-workers must be greater than zero"],
+    [{ maxWorkers: 0 }, "max-workers must be between 1 and 2147483647"],
     [{ maxChunkBytes: -1 }, "max-chunk must be zero (which means no limit) or positive"],
     [
       { maxChunkBytes: 4096 },
