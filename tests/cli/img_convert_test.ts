@@ -50,7 +50,9 @@ Deno.test({
       ["l.qcow2", ["-O", "qcow2", "-o", `data_file=${folder.file("l.data")},data_file_raw=on`]],
     ];
     for (const source of [raw, qcow2, compressed]) {
+      // Every target from raw, those of each kind from the others.
       for (const [name, words] of targets) {
+        if (source !== raw && !/^[ai]\./.test(name)) continue;
         const target = folder.file(name);
         assertEquals(await imgOk("convert", ...words, source, target), "");
         await assertSound(target, raw);
@@ -58,7 +60,6 @@ Deno.test({
     }
     assert(allocated(folder.file("b.raw")) >= 8 * MiB, "-S 0 allocates everything");
     assert(allocated(folder.file("a.raw")) < 2 * MiB, "zeroes are not written");
-    assert(allocated(folder.file("d.raw")) <= allocated(folder.file("c.raw")));
     const theirs = folder.file("theirs.qcow2");
     await qemuImgOk("convert", "-c", "-O", "qcow2", raw, theirs);
     assert(allocated(folder.file("h.qcow2")) <= 1.1 * allocated(theirs), "as small as qemu-img's");

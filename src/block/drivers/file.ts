@@ -241,7 +241,7 @@ export class FileNode extends BlockNode {
   protected override doClose(): MaybePromise<void> {
     let flushed: MaybePromise<void>;
     try {
-      flushed = this.doFlush();
+      flushed = this.settings.ignoresFlush ? undefined : this.doFlush();
     } catch (error) {
       this.#release();
       throw error;

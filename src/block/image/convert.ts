@@ -30,6 +30,8 @@ import { type DiskRun, DiskStatus, sectorBytes } from "./chain.ts";
 
 /** Most that is read or written at once. */
 const CHUNK_BYTES = 2 * 1024 * 1024;
+/** The same where clusters are compressed: several at a time, while others are read. */
+const COMPRESSED_CHUNK_BYTES = 512 * 1024;
 const SECTOR_BYTES = 512;
 /** Zeroes within a cluster of up to this size are not worth a write of their own. */
 const WHOLE_CLUSTER_BYTES = 65536;
@@ -153,7 +155,9 @@ class Converter {
       options.sparseBytes,
       options.isTargetZero && this.#clusterBytes <= WHOLE_CLUSTER_BYTES ? this.#clusterBytes : 0,
     );
-    this.#chunkBytes = Math.max(CHUNK_BYTES, options.isCompressed ? this.#clusterBytes : 0);
+    this.#chunkBytes = options.isCompressed
+      ? Math.max(COMPRESSED_CHUNK_BYTES, this.#clusterBytes)
+      : CHUNK_BYTES;
   }
 
   get isDone(): boolean {
@@ -252,7 +256,9 @@ class Converter {
       } else if (length < left) length -= length % this.#clusterBytes;
     }
     this.#offset += length;
-    const before = this.#options.isUnordered ? null : this.#lastWrite;
+    // Compressed clusters are put where there is room: they have no order to keep.
+    const { isUnordered, isCompressed } = this.#options;
+    const before = isUnordered || isCompressed ? null : this.#lastWrite;
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#lastWrite = promise;
     const written = (): void => {

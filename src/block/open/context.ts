@@ -11,6 +11,8 @@ import type { BlockGraph } from "../graph.ts";
 import type { BlockNode, DetectZeroes, DiscardMode } from "../node.ts";
 import type { MaybePromise } from "../types.ts";
 import type { Kernels } from "../../wasm/kernels.ts";
+import type { Compressor } from "../qcow2/compress.ts";
+import type { Qcow2CompressionType } from "../qcow2/format.ts";
 import type { Blockdev, BlockdevRef, BlockdevTypes } from "./blockdev.ts";
 import type { JsonObject } from "./json.ts";
 import type { Fields } from "./qapi.ts";
@@ -32,6 +34,8 @@ export interface OpenContext {
   readonly opened: WeakMap<BlockNode, Blockdev>;
   /** The group of that name, for driver throttle. */
   throttleGroup(name: string): ThrottleGroup | undefined;
+  /** What compresses the clusters of qcow2 images; the images' own way unless given. */
+  compressor?(type: Qcow2CompressionType): Compressor;
   /** Large reads of files run on other threads: see FileNodeOptions. */
   readonly readsBeside?: boolean;
   /** For timeouts and delays; the machine's unless given. */

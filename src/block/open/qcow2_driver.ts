@@ -98,6 +98,7 @@ export const qcow2Driver: BlockDriver = {
     const { header } = await runSteps(readHeader(file));
     const dataFile = await openDataFile(request, { options, file, header });
     const backing = await openBacking(request, { options, file, header });
+    const compressor = request.context.compressor?.(header.compressionType);
     return await Qcow2Node.open({
       nodeName,
       file,
@@ -105,6 +106,7 @@ export const qcow2Driver: BlockDriver = {
       backing,
       isReadOnly: common.isReadOnly || (common.isAutoReadOnly && file.isReadOnly),
       ...cacheSizes(options),
+      ...(compressor === undefined ? {} : { compressor }),
     });
   },
 };

@@ -8,6 +8,7 @@
 import { BlockLayer } from "../../block/block_layer.ts";
 import { BlockError, toBlockError } from "../../block/errors.ts";
 import { unfiltered } from "../../block/image/chain.ts";
+import { CompressorPool } from "../../block/image/compressor_pool.ts";
 import { errorText } from "../../block/jobs/types.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { OpenContext } from "../../block/open/context.ts";
@@ -116,6 +117,8 @@ export class ImgSession {
   /** For openings. */
   readonly context: OpenContext;
 
+  readonly #compressors = new CompressorPool();
+
   private constructor(block: BlockLayer) {
     this.block = block;
     this.context = {
@@ -127,6 +130,9 @@ export class ImgSession {
       throttleGroup: () => undefined,
       opened: new WeakMap(),
       readsBeside: true,
+      ...(CompressorPool.isWorthwhile
+        ? { compressor: (type) => this.#compressors.compressor(type) }
+        : {}),
     };
   }
 
@@ -141,11 +147,11 @@ export class ImgSession {
     try {
       result = await action(session);
     } catch (error) {
-      await session.block.close().catch(() => {});
+      await session.#close().catch(() => {});
       throw error;
     }
     try {
-      await session.block.close();
+      await session.#close();
     } catch (error) {
       throw new ImgError(`Error while closing the image: ${errorMessage(error)}`);
     }
@@ -199,6 +205,14 @@ export class ImgSession {
   /** Takes an image out again. What it holds is written. */
   async close(image: Image): Promise<void> {
     await this.block.graph.remove(image.node.nodeName);
+  }
+
+  async #close(): Promise<void> {
+    try {
+      await this.block.close();
+    } finally {
+      this.#compressors.close();
+    }
   }
 
   async #openFile(
