@@ -207,6 +207,40 @@ export class Refcounts {
     yield* this.load();
   }
 
+  /** Gives up the blocks that count nothing but themselves, and writes the rest. */
+  *dropEmptyBlocks(): Steps<void> {
+    const { clusterSize, refcountBlockEntries } = this.#context.geometry;
+    const counted: number[] = [];
+    for (let blockIndex = 0; blockIndex < this.#table.length; blockIndex++) {
+      const offset = this.#table[blockIndex] ?? 0;
+      if (offset === 0 || !(yield* this.#isBlockEmpty(blockIndex))) continue;
+      this.#uninstallBlock(blockIndex);
+      if (Math.floor(offset / clusterSize / refcountBlockEntries) !== blockIndex) {
+        counted.push(offset);
+      }
+    }
+    yield* this.writeBack();
+    yield* this.#context.barrier();
+    for (const offset of counted) yield* this.lower(offset, clusterSize);
+    this.#freeIndex = 0;
+  }
+
+  /** Whether a block has no count but its own. */
+  *#isBlockEmpty(blockIndex: number): Steps<boolean> {
+    const { clusterSize, refcountBlockEntries, refcountOrder } = this.#context.geometry;
+    const own = (this.#table[blockIndex] ?? 0) / clusterSize;
+    const end = (blockIndex + 1) * refcountBlockEntries;
+    for (let index = end - refcountBlockEntries; index < end;) {
+      const slice = yield* this.#slice(index);
+      if (slice === null) return false;
+      for (const stop = index + this.#sliceEntries; index < stop; index++) {
+        const count = getCount(slice.view, index % this.#sliceEntries, refcountOrder);
+        if (count > (index === own ? 1 : 0)) return false;
+      }
+    }
+    return true;
+  }
+
   /** The first cluster behind all that are in use; looks at all counts from the end on. */
   *endOfUse(): Steps<number> {
     const { refcountBlockEntries, refcountOrder } = this.#context.geometry;
@@ -239,13 +273,17 @@ export class Refcounts {
           : `Refblock offset ${hex(block)} unaligned (reftable index: ${hex(blockIndex)})`,
       );
     }
-    if (this.#cache.makeRoom() !== null) {
-      yield* this.writeBack();
-      this.#cache.makeRoom();
-    }
+    yield* this.#makeRoom();
     const bytes = new Uint8Array(sliceBytes);
     yield* settle(this.#context.file.read(offset, bytes));
     return this.#cache.put(offset, bytes, false);
+  }
+
+  /** Another slice can come without anything being written. */
+  *#makeRoom(): Steps<void> {
+    if (this.#cache.makeRoom() === null) return;
+    yield* this.writeBack();
+    this.#cache.makeRoom();
   }
 
   /** The first free cluster from `start` on, in a place that a refcount block describes. */
@@ -349,6 +387,8 @@ export class Refcounts {
     const { refcountBlockEntries, refcountOrder } = this.#context.geometry;
     const blockIndex = Math.floor(index / refcountBlockEntries);
     if (blockIndex >= this.#table.length) return yield* this.#growTable();
+    // The table must not be written before the block counts itself.
+    yield* this.#makeRoom();
     try {
       yield* this.#installBlock(blockIndex, index);
       const slice = yield* this.#slice(index);

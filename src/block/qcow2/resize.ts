@@ -93,8 +93,7 @@ function* shrinkImage(
     header.sizeBytes = sizeBytes;
     yield* image.writeHeader();
     if (image.hasDataFile) yield* image.dataFile.truncate(sizeBytes);
-    yield* image.refcounts.writeBack();
-    yield* image.barrier();
+    yield* image.refcounts.dropEmptyBlocks();
     yield* image.file.truncate((yield* image.refcounts.endOfUse()) * geometry.clusterSize);
   } finally {
     image.lock.release();
@@ -108,8 +107,7 @@ export function* emptyImage(image: Qcow2Image): Steps<void> {
   try {
     dropTables(image, 0);
     yield* image.commit();
-    yield* image.refcounts.writeBack();
-    yield* image.barrier();
+    yield* image.refcounts.dropEmptyBlocks();
     const end = (yield* image.refcounts.endOfUse()) * image.geometry.clusterSize;
     yield* image.file.truncate(end);
   } finally {

@@ -90,6 +90,18 @@ Deno.test("Qcow2Node.resize() gives back what is cut off", async () => {
   await assertSound(file, "after shrinking");
 });
 
+Deno.test("Qcow2Node.resize() gives back refcount blocks that count nothing any more", async () => {
+  const file = await createImage({ sizeBytes: 2 * MiB, clusterBytes: 512 });
+  const node = await openImage(file, TINY_CACHES);
+  await node.write(0, filled(2 * MiB, 1));
+  await node.resize(64 * 1024);
+  assert(file.sizeBytes < 256 * 1024, `${file.sizeBytes} bytes`);
+  await node.resize(MiB);
+  await node.write(512 * 1024, filled(100_000, 2));
+  await node.close();
+  await assertSound(file, "after shrinking");
+});
+
 Deno.test("Qcow2Node.grow() allocates what is new, as asked for", async () => {
   for (const mode of ["metadata", "falloc", "full"] as const) {
     const file = await createImage({ sizeBytes: MiB });
