@@ -4,8 +4,8 @@
  * does not hold itself (QEMU's serialising requests, block/io.c).
  *
  * That is what an overlay needs into which copy-before-write puts the old data of the overlay's own
- * backing node: a read that went down to the backing node must have ended before the copy has, since
- * then the guest's new data comes there.
+ * backing node: a read that went down to the backing node must have ended before the copy has,
+ * since then the guest's new data comes there.
  *
  * A write waits for the reads that were there before it; later ones wait for the write.
  *

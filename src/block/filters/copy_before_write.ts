@@ -394,8 +394,8 @@ export class CopyBeforeWriteNode extends BlockNode {
 
   /**
    * Waits for copies, but not beyond cbw-timeout nor the snapshot's end. They run on behind, also
-   * through drained sections: those would hold the guest as long as the target stalls. They find the
-   * disk as it was, since nobody else may change it while the filter stands, nor remove a node;
+   * through drained sections: those would hold the guest as long as the target stalls. They find
+   * the disk as it was, since nobody else may change it while the filter stands, nor remove a node;
    * `close` waits for them.
    */
   #inTime(copying: Promise<unknown>): Promise<void> {

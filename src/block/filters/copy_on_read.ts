@@ -1,7 +1,7 @@
 /**
- * The filter of a stream job, above the node that is filled: the guest's writes and the job's chunks
- * keep out of each other's way, so that a chunk never overwrites what the guest wrote since the job
- * read it.
+ * The filter of a stream job, above the node that is filled: the guest's writes and the job's
+ * chunks keep out of each other's way, so that a chunk never overwrites what the guest wrote since
+ * the job read it.
  *
  * @module
  */

@@ -3,8 +3,8 @@
  * mode writes it to the target too.
  *
  *   background:      guest write --> source, then marked: the job copies it (again)
- *   write-blocking:  guest write --> source --> target; waits for the job's chunk there, and the job
- *                    for it. What the target does not take is marked.
+ *   write-blocking:  guest write --> source --> target; waits for the job's chunk there, and the
+ *                    job for it. What the target does not take is marked.
  *
  * Invariant: what is neither marked nor being worked on is the same on both sides (as far as the
  * job's mode says that it has to be). A mark of a chunk goes when its copy starts and is set when a

@@ -38,7 +38,7 @@ export class ChunkRunner {
     return this.#inFlight.size;
   }
 
-  /** Copies until there is no chunk left or in flight, or the job is cancelled. Throws if it fails. */
+  /** Copies until no chunk is left or in flight, or the job is cancelled. Throws if it fails. */
   async run<C extends ByteRange>(job: Job, work: ChunkWork<C>): Promise<void> {
     try {
       while (await this.step(job, work)) { /* on */ }

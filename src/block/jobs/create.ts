@@ -1,6 +1,6 @@
 /**
- * The create job (QEMU's block/create.c): makes an image. It works on no node's content that anybody
- * uses, so that no BLOCK_JOB_* event tells of it, and never vanishes by itself.
+ * The create job (QEMU's block/create.c): makes an image. It works on no content that anybody uses,
+ * so that no BLOCK_JOB_* event tells of it, and never vanishes by itself.
  *
  * @module
  */

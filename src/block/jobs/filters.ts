@@ -30,7 +30,7 @@ export function putAbove(graph: BlockGraph, node: BlockNode, filter: BlockNode):
   graph.addAbove(filter, edges);
 }
 
-/** All nodes of a chain of backing nodes from `top` down to and without `base`, filters included. */
+/** All nodes of a backing chain from `top` down to and without `base`, filters included. */
 export function nodesBetween(top: BlockNode, base: BlockNode | null): BlockNode[] {
   const nodes: BlockNode[] = [];
   for (let node: BlockNode | null = top; node !== null && node !== base;) {

@@ -1,18 +1,18 @@
 /**
  * The mirror job (QEMU's block/mirror.c): makes the target the same as the source and keeps it so
  * while the guest writes, until it is told to let everybody use the target instead (`complete`), or
- * to leave it as it is then (`cancel` without force). Committing the active layer is the same with a
- * backing node of the source as target.
+ * to leave it as it is then (`cancel` without force). Committing the active layer is the same with
+ * a backing node of the source as target.
  *
  *   running: what is marked is copied --> nothing is marked: ready --> complete or cancel
  *              ^                                   |
  *              +-- marked again by guest writes <--+
  *
- * The end is in `prepare`: once more what is marked is copied, first beside the guest, then the rest
- * in a drained section, in which the target takes the source's place.
+ * The end is in `prepare`: once more what is marked is copied, first beside the guest, then the
+ * rest in a drained section, in which the target takes the source's place.
  *
- *   sync full: all is marked at first; top: what the source holds above its backing node; none: only
- *   what is written from now on
+ *   sync full: all is marked at first; top: what the source holds above its backing node; none:
+ *   only what is written from now on
  *
  * @module
  */

@@ -33,7 +33,7 @@ export interface StreamOptions extends JobOptions {
   bottom?: BlockNode;
   /** The name of the base in the header; the base's own unless given. */
   backingFile?: string;
-  /** "report" unless given. "ignore": what can't be read is left out, and the job fails at the end. */
+  /** "report" unless given. "ignore": what can't be read is left out; the job fails at the end. */
   onError?: OnError;
   /** The filter's name. */
   filterNodeName?: string;

@@ -3,7 +3,7 @@
  * What the disk holds is an array; what a backup has to hold is the array as it was at its moment;
  * which areas are dirty is a set of granules.
  *
- * The disk is a simulated node, or a chain of two qcow2 images in simulated nodes: all requests take
+ * The disk is a simulated node, or a chain of qcow2 images in simulated nodes: all requests take
  * several turns of a scheduler, so that guest, job and transaction meet in every order. The guest
  * behaves: none of its requests overlaps another one that is in flight.
  *
