@@ -14,9 +14,14 @@ import type { StorageDriver, StorageEvents } from "./driver.ts";
 import { ServiceError } from "./errors.ts";
 import type { DiskRecord } from "./store.ts";
 
+/** A worker that has to end waits so long for those who use it. */
+const PATIENCE_MS = 5_000;
+
 interface Session {
   opening: Promise<StorageDriver>;
   useCount: number;
+  /** Called when nobody uses it any more. */
+  onIdle: (() => void) | null;
   timer: ReturnType<typeof setTimeout> | null;
   ended: Promise<void> | null;
 }
@@ -44,6 +49,7 @@ export class DiskSessions {
       return await action(await session.opening);
     } finally {
       if (--session.useCount === 0) this.#idle(name, session);
+      if (session.useCount === 0) session.onIdle?.();
     }
   }
 
@@ -78,6 +84,7 @@ export class DiskSessions {
   async end(name: string): Promise<void> {
     const session = this.#sessions.get(name);
     if (session === undefined) return;
+    if (session.ended === null) await waitForUsers(session);
     const isBusy = session.useCount > 0 || this.#context.jobs.hasActive({ disk: name });
     if (isBusy && session.ended === null) {
       throw new ServiceError("deviceBusy", `disk ${name} is in use, or has a job`);
@@ -99,7 +106,8 @@ export class DiskSessions {
       if (known.ended === null) return known;
       await known.ended;
     }
-    const session: Session = { opening: this.#open(name), useCount: 0, timer: null, ended: null };
+    const opening = this.#open(name);
+    const session: Session = { opening, useCount: 0, onIdle: null, timer: null, ended: null };
     this.#sessions.set(name, session);
     session.opening.catch(() => this.#sessions.delete(name));
     return session;
@@ -160,4 +168,15 @@ export class DiskSessions {
       },
     };
   }
+}
+
+/** Resolves when nobody uses it, or patience is over. */
+async function waitForUsers(session: Session): Promise<void> {
+  if (session.useCount === 0) return;
+  const { promise, resolve } = Promise.withResolvers<void>();
+  session.onIdle = resolve;
+  const timer = setTimeout(resolve, PATIENCE_MS);
+  await promise;
+  clearTimeout(timer);
+  session.onIdle = null;
 }

@@ -65,7 +65,7 @@ const FROM_BLOCK: Record<BlockErrorCode, ServiceErrorCode> = {
   ENOENT: "exportNotFound",
   ENOSPC: "noSpace",
   ENOTSUP: "notSupported",
-  EPERM: "notSupported",
+  EPERM: "deviceBusy",
   ESHUTDOWN: "stopping",
   ETIMEDOUT: "timedOut",
 };

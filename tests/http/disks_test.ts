@@ -196,6 +196,7 @@ Deno.test("bitmaps are added, steered, merged and removed", async () => {
   assertEquals((await (await test.send("POST", `${path}/b0/disable`)).json()).recording, false);
   assertEquals(await outcome(await test.send("POST", `${path}/b0/clear`)), "200");
   assertEquals(await outcome(await test.send("POST", `${path}/b1`, {})), "201");
+  assertEquals(await outcome(await test.send("POST", `${path}/b1`, {})), "409 nameTaken");
   const merge = (bitmaps: unknown) =>
     test.send("POST", `${path}/b0/merge`, { bitmaps }).then(outcome);
   assertEquals(await merge([{ name: "b1" }]), "200");

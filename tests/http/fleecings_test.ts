@@ -117,4 +117,7 @@ Deno.test("a fleecing that broke says so", async () => {
   test.driver().events.onFleecingBroken("f1", "disk0", "no space left");
   const shown = await (await test.fetch("/v1/vms/t1/fleecings/f1")).json();
   assertEquals([shown.state, shown.brokenBy], ["broken", "no space left"]);
+  const event = test.service.events.after(0)?.find(({ type }) => type === "fleecing.broken");
+  const reason = "no space left";
+  assertEquals(event?.data, { vm: "t1", fleecing: "f1", disk: "disk0", reason });
 });

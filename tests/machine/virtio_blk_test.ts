@@ -159,6 +159,36 @@ Deno.test("VirtioBlk tells its serial number, cut to the room there is", () => {
   assertEquals(guest.queue.takeUsed().map(({ length }) => length), [5, 20]);
 });
 
+Deno.test("VirtioBlk.resized() shows the new size and says so by a configuration interrupt", () => {
+  let sizeBytes = 4 * KiB;
+  const disk = new TestDisk(8 * KiB);
+  const backend = {
+    get sizeBytes() {
+      return sizeBytes;
+    },
+    read: disk.read.bind(disk),
+    write: disk.write.bind(disk),
+    writeZeroes: disk.writeZeroes.bind(disk),
+    discard: disk.discard.bind(disk),
+    flush: disk.flush.bind(disk),
+  };
+  const guest = new GuestDisk(backend);
+  const { memory } = guest.queue;
+  const base = memory.layout.VIRTIO_BASE;
+  const capacity = () => memory.view.getBigUint64(base + memory.layout.VIRTIO_CONFIG, true);
+  const generation = () => memory.loadWord(base + memory.layout.VIRTIO_CONFIG_GENERATION_WORD);
+  const before = generation();
+  assertEquals(capacity(), 8n);
+  const beyond = () => guest.run(guest.request(BLK_T_OUT, 8, { data: new Uint8Array(512) }));
+  assertEquals(beyond(), BLK_S_IOERR);
+  guest.queue.takeInterrupts();
+  sizeBytes = 8 * KiB;
+  guest.device.resized();
+  assertEquals([capacity(), guest.queue.takeInterrupts()], [16n, 2]);
+  assert(generation() !== before);
+  assertEquals(beyond(), BLK_S_OK);
+});
+
 Deno.test("VirtioBlk flushes, and writes through where the driver can't flush", () => {
   const disk = new TestDisk(4 * KiB);
   const guest = new GuestDisk(disk);

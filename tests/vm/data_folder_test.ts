@@ -81,7 +81,37 @@ Deno.test("recover() removes what a crash left half-made and nothing else", asyn
       await Deno.mkdir(folder.diskDirectory(record.id));
       await Deno.writeTextFile(folder.diskPath(`${record.id}/disk0.raw`), "data");
     }
-    store.fleecings.put("ready/f1", { key: "ready/f1", vm: "ready", name: "f1", createdAt: "" });
+    const scratchDirectory = `${path}-elsewhere`;
+    await Deno.mkdir(scratchDirectory);
+    await Deno.writeTextFile(`${scratchDirectory}/f1.img`, "old data");
+    store.fleecings.put("ready/f1", {
+      key: "ready/f1",
+      vm: "ready",
+      name: "f1",
+      createdAt: "",
+      scratchDirectory,
+      checkpoint: "c1",
+    });
+    for (const name of ["c0", "c1"]) {
+      const key = `ready/${name}`;
+      store.checkpoints.put(key, { key, vm: "ready", name, disks: [], createdAt: "" });
+    }
+    for (const phase of ["creating", "ready", "deleting"] as const) {
+      const file = `ready000/${phase}.qcow2`;
+      await Deno.writeTextFile(folder.diskPath(file), "data");
+      store.disks.put(phase, {
+        name: phase,
+        owner: null,
+        folder: "ready000",
+        file,
+        format: "qcow2",
+        files: [file],
+        sizeBytes: 512,
+        backing: null,
+        createdAt: "",
+        phase,
+      });
+    }
     await Deno.mkdir(folder.scratchDirectory("ready000"));
     await Deno.writeFile(`${folder.scratchDirectory("ready000")}/f1.tmp`, new Uint8Array(8192));
     await Deno.writeTextFile(folder.socketPath("ready000"), "");
@@ -96,10 +126,14 @@ Deno.test("recover() removes what a crash left half-made and nothing else", asyn
     assertEquals(report.scratchBytes, 8192);
     assertEquals(report.fleecings, ["ready/f1"]);
     assertEquals(report.machines.sort(), ["creating", "deleting"]);
+    assertEquals(report.disks.sort(), ["creating", "deleting"]);
+    await assertRejects(() => Deno.stat(scratchDirectory), Deno.errors.NotFound);
+    assertEquals(store.checkpoints.list({ after: "", limit: 9 }).map(({ name }) => name), ["c0"]);
     assertEquals(report.uploads.sort(), [".deleted-0123", "held/.kernel.0123.tmp"]);
 
     const names = (path: string) => [...Deno.readDirSync(path)].map(({ name }) => name).sort();
     assertEquals(names(`${path}/disks`), ["ready000"]);
+    assertEquals(names(`${path}/disks/ready000`), ["disk0.raw", "ready.qcow2"]);
     assertEquals(await Deno.readTextFile(folder.diskPath("ready000/disk0.raw")), "data");
     assertEquals(names(`${path}/scratch`), []);
     assertEquals(names(`${path}/sockets`), []);

@@ -1,6 +1,6 @@
 /** Dirty bitmaps of disks. @module */
 
-import type { BitmapChange } from "../../machine/messages.ts";
+import type { BitmapChange, DirtyBitmapInfo } from "../../machine/messages.ts";
 import { ServiceError } from "../../vm/errors.ts";
 import type { Service } from "../../vm/service.ts";
 import { BitmapParams, BitmapSchema, MergeBitmapSchema, NewBitmapSchema } from "../disk_schemas.ts";
@@ -16,6 +16,7 @@ const PROBLEMS: ProblemCode[] = [
   "deviceBusy",
   "outOfRange",
   "notSupported",
+  "wrongState",
   "stopping",
 ];
 
@@ -48,6 +49,10 @@ function addMakeAndRemove(router: Router, service: Service): void {
     problems: [...PROBLEMS, "nameTaken"],
   }, async ({ params, body }) => {
     const { granularityBytes = null, persistent = null, disabled } = body;
+    if (await find(service, params) !== undefined) {
+      const { disk, bitmap } = params;
+      throw new ServiceError("nameTaken", `disk ${disk} has a bitmap named ${bitmap} already`);
+    }
     await change(service, params.disk, (disk) => ({
       type: "bitmap-add",
       disk,
@@ -144,14 +149,19 @@ async function change(
   ).catch(explainBitmap);
 }
 
-async function show(service: Service, { disk, bitmap }: { disk: string; bitmap: string }) {
+async function show(service: Service, params: { disk: string; bitmap: string }) {
+  const found = await find(service, params);
+  if (found !== undefined) return describeBitmap(found);
+  throw new ServiceError("bitmapNotFound", `disk ${params.disk} has no bitmap ${params.bitmap}`);
+}
+
+async function find(
+  service: Service,
+  { disk, bitmap }: { disk: string; bitmap: string },
+): Promise<DirtyBitmapInfo | undefined> {
   const { bitmaps } = await service.disks.use(
     disk,
     (driver, own) => driver.call("diskInfo", { disk: own }),
   );
-  const found = bitmaps.find(({ name }) => name === bitmap);
-  if (found === undefined) {
-    throw new ServiceError("bitmapNotFound", `disk ${disk} has no bitmap ${bitmap}`);
-  }
-  return describeBitmap(found);
+  return bitmaps.find(({ name }) => name === bitmap);
 }

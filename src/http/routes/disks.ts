@@ -76,6 +76,7 @@ function addMake(router: Router, service: Service): void {
       "nameTaken",
       "limitReached",
       "deviceBusy",
+      "wrongState",
       "outOfRange",
       "noSpace",
       "stopping",
@@ -129,7 +130,7 @@ function addShowAndChange(router: Router, service: Service): void {
     summary: "Show a disk with its chain and bitmaps",
     params: DiskParams,
     answers: [{ status: 200, description: "The disk", body: Details }],
-    problems: ["diskNotFound", "deviceBusy", "ioError", "stopping"],
+    problems: ["diskNotFound", "deviceBusy", "wrongState", "ioError", "stopping"],
   }, ({ params }) => describe(params.disk));
 
   router.add({
@@ -145,6 +146,7 @@ function addShowAndChange(router: Router, service: Service): void {
     problems: [
       "diskNotFound",
       "deviceBusy",
+      "wrongState",
       "outOfRange",
       "noSpace",
       "notSupported",
@@ -184,7 +186,14 @@ function addContent(router: Router, service: Service): void {
       { status: 200, description: "The whole disk", body: "application/octet-stream" },
       { status: 206, description: "The range", body: "application/octet-stream" },
     ],
-    problems: ["diskNotFound", "rangeNotSatisfiable", "deviceBusy", "ioError", "stopping"],
+    problems: [
+      "diskNotFound",
+      "rangeNotSatisfiable",
+      "deviceBusy",
+      "wrongState",
+      "ioError",
+      "stopping",
+    ],
   }, ({ request, params }) => {
     const { name, sizeBytes } = service.disks.get(params.disk);
     const isGet = request.method === "GET";
@@ -234,6 +243,7 @@ function addExtents(router: Router, service: Service): void {
       "outOfRange",
       "notSupported",
       "deviceBusy",
+      "wrongState",
       "ioError",
       "stopping",
     ],
@@ -273,6 +283,7 @@ function addUpload(router: Router, service: Service): void {
     problems: [
       "diskNotFound",
       "deviceBusy",
+      "wrongState",
       "bodyBroken",
       "tooLarge",
       "noSpace",

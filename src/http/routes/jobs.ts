@@ -56,6 +56,7 @@ function addStartAndList(router: Router, service: Service): void {
       "nameTaken",
       "limitReached",
       "deviceBusy",
+      "wrongState",
       "outOfRange",
       "notSupported",
       "noSpace",
