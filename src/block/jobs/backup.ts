@@ -97,8 +97,22 @@ export async function startBackup(layer: BlockLayer, options: BackupOptions): Pr
 export async function prepareBackup(layer: BlockLayer, options: BackupOptions): Promise<Job> {
   const bitmap = checkBitmap(layer, options);
   checkNodes(layer, options);
-  const driver = new BackupDriver(layer, options, bitmap);
+  const driver = nodeCreated(
+    () => new BackupDriver(layer, options, bitmap),
+    "Cannot create block-copy-state: ",
+  );
   return await driver.prepareJob();
+}
+
+/** Says of the making of the filter that it is that which failed, as QEMU does. */
+function nodeCreated<T>(create: () => T, what = ""): T {
+  try {
+    return create();
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    const message = `Could not create node: ${what}${error.message}`;
+    throw new BlockError(error.code, message, { cause: error });
+  }
 }
 
 class BackupDriver implements JobDriver {
@@ -150,7 +164,7 @@ class BackupDriver implements JobDriver {
         this.#bitmap.createSuccessor();
         undo.push(() => this.#bitmap?.reclaim());
       }
-      putAbove(graph, source, this.#filter);
+      nodeCreated(() => putAbove(graph, source, this.#filter));
       job.addNode(this.#filter, { name: "main node", perm: 0, shared: PERM_ALL });
       job.addNode(target, { name: "target", perm: 0, shared: PERM_ALL });
       job.progress.total = sync === "none"

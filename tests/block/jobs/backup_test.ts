@@ -84,7 +84,10 @@ Deno.test("startBackup() refuses arguments that contradict each other in QEMU's 
     ],
     [{ jobId: "0job" }, "Invalid job ID '0job'"],
     [{ speed: -1 }, "Parameter 'speed' expects a non-negative value"],
-    [{ filterNodeName: "source" }, "Duplicate nodes with node-name='source'"],
+    [
+      { filterNodeName: "source" },
+      "Could not create node: Duplicate nodes with node-name='source'",
+    ],
   ];
   for (const [options, message] of cases) {
     const all: BackupOptions = { jobId: "job0", source, target, sync: "full", ...options };
