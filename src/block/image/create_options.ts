@@ -17,18 +17,27 @@ export type RawCreateOptions = ReadonlyMap<string, string>;
 export interface CreateOptions {
   /** The disk's size; null where nothing was said. */
   sizeBytes: number | null;
+  /** How much of it is allocated at once. */
   preallocation: Preallocation;
   /** As the image is to name it; null for none. */
   backingFile: string | null;
+  /** The format of that, as the image is to name it. */
   backingFormat: string | null;
-  /** From here on qcow2 only. */
+  /** Bytes of a cluster. This and what follows is for qcow2 only. */
   clusterBytes: number;
+  /** Version of the format. */
   version: 2 | 3;
+  /** Of compressed clusters. */
   compressionType: "zlib" | "zstd";
+  /** The file where data is to be, if not in the image. */
   dataFile: string | null;
+  /** That is to be a raw image of the disk at any time. */
   isDataFileRaw: boolean;
+  /** With subclusters. */
   hasExtendedL2: boolean;
+  /** Refcounts may be written late. */
   hasLazyRefcounts: boolean;
+  /** Bits of a refcount. */
   refcountBits: number;
 }
 

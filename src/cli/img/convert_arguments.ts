@@ -79,25 +79,45 @@ export const CONVERT_SYNTAX: CommandSyntax = {
 
 /** What is to be done. */
 export interface ConvertSettings {
+  /** Names of the images to copy, one behind the other. */
   sources: readonly string[];
+  /** How they are opened. */
   sourceOptions: OpenOptions;
+  /** The internal snapshot that is copied instead of the disk. */
   snapshot: SnapshotName | null;
+  /** Name of the image to write. */
   target: string;
+  /** Its format. */
   targetFormat: string;
+  /** Options with which it is made. */
   targetOptions: RawCreateOptions;
+  /** Its name is KEY=VALUE,... */
   isTargetImageOpts: boolean;
+  /** How it is written. */
   targetCache: CacheMode;
+  /** It has a backing file. */
   hasBacking: boolean;
+  /** It is not made. */
   isTargetThere: boolean;
+  /** It reads as zeroes. */
   isTargetZero: boolean;
+  /** Clusters are compressed. */
   isCompressed: boolean;
+  /** Zeroes of this length are not written; 0: everything is. */
   sparseBytes: number;
+  /** Bytes a second at most, 0: no limit. */
   rateBytes: number;
+  /** Chunks in flight. */
   parallel: number;
+  /** In any order. */
   isUnordered: boolean;
+  /** Within the kernel where possible. */
   usesCopyRange: boolean;
+  /** What can't be read becomes zeroes. */
   isSalvaging: boolean;
+  /** Persistent bitmaps come along. */
   copiesBitmaps: boolean;
+  /** But for inconsistent ones. */
   skipsBrokenBitmaps: boolean;
 }
 

@@ -22,6 +22,7 @@ export interface Target extends Image {
 
 /** What a failed copy leaves behind. */
 export interface MadeTarget {
+  /** Its name. */
   filename: string;
   /** It was made for this copy. */
   isMade: boolean;

@@ -16,9 +16,11 @@ export interface SnapshotInfo {
   "vm-state-size": number;
   /** When it was made. */
   "date-sec": number;
+  /** See date-sec. */
   "date-nsec": number;
   /** How long the machine had run. */
   "vm-clock-sec": number;
+  /** See vm-clock-sec. */
   "vm-clock-nsec": number;
   /** How many instructions it had run, where those were counted. */
   icount?: number;
