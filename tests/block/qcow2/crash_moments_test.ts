@@ -19,7 +19,7 @@ import { compileKernels, Kernels } from "../../../src/wasm/kernels.ts";
 import { CrashingFile } from "../../support/crashing_file.ts";
 import { Random } from "../../support/simulation.ts";
 import { filled, readBytes } from "../support.ts";
-import { contentOf, createImage } from "./support.ts";
+import { contentOf, createImage, TINY_CACHES } from "./support.ts";
 
 const SEED = Number(Deno.env.get("OVIS_CRASH_SEED") ?? 1);
 const OUTCOMES = Number(Deno.env.get("OVIS_CRASH_OUTCOMES") ?? 6);
@@ -33,12 +33,21 @@ interface Disk {
   bitmaps: DirtyBitmaps;
 }
 
-async function openDisk(file: BlockNode, isReadOnly = false): Promise<Disk> {
-  const node = await Qcow2Node.open({ nodeName: "disk", file, isReadOnly });
+async function openDisk(
+  file: BlockNode,
+  { isReadOnly, hasTinyCaches }: { isReadOnly: boolean; hasTinyCaches: boolean } = {
+    isReadOnly: false,
+    hasTinyCaches: false,
+  },
+): Promise<Disk> {
+  const caches = hasTinyCaches ? TINY_CACHES : {};
+  const node = await Qcow2Node.open({ nodeName: "disk", file, isReadOnly, ...caches });
   const bitmaps = new DirtyBitmaps(new Kernels(kernelModule));
   await bitmaps.load(node);
   return { node, bitmaps };
 }
+
+const READ_ONLY = { isReadOnly: true, hasTinyCaches: false };
 
 interface Scenario {
   options: Partial<Qcow2CreateOptions>;
@@ -50,6 +59,8 @@ interface Scenario {
   verify(disk: Disk): unknown;
   /** COPIED bits may be out of step with refcounts, which a repair of leaks puts right. */
   changesCopied?: boolean;
+  /** Metadata is written all the time. */
+  hasTinyCaches?: boolean;
 }
 
 async function value(node: BlockNode, offset: number): Promise<number | undefined> {
@@ -171,6 +182,16 @@ const SCENARIOS: Record<string, Scenario> = {
       }
     },
   },
+  "new refcount blocks, with next to no cache": {
+    options: { ...SMALL, clusterBytes: 512, refcountBits: 64 },
+    prepare: ({ node }) => node.write(100 * KiB, filled(512, 5)),
+    action: async ({ node }) => {
+      for (let at = 0; at < 96; at += 4) await node.write(at * KiB, filled(4 * KiB, 6));
+      await node.flush();
+    },
+    verify: async ({ node }) => assertEquals(await value(node, 100 * KiB), 5),
+    hasTinyCaches: true,
+  },
   "discarding all": {
     options: { ...SMALL, clusterBytes: 512 },
     prepare: ({ node }) => node.write(0, filled(256 * KiB, 5)),
@@ -241,7 +262,8 @@ async function snapshotOf(scenario: Scenario): Promise<Uint8Array> {
 
 async function isEndedByCrash(scenario: Scenario, file: CrashingFile): Promise<boolean> {
   try {
-    await scenario.action(await openDisk(file));
+    const hasTinyCaches = scenario.hasTinyCaches ?? false;
+    await scenario.action(await openDisk(file, { isReadOnly: false, hasTinyCaches }));
   } catch (error) {
     if (!(error instanceof BlockError) || !file.hasCrashed) throw error;
   }
@@ -261,14 +283,14 @@ async function checkOutcome(scenario: Scenario, bytes: Uint8Array): Promise<void
   const repaired = await checkQcow2(file, { repair: isDirty ? "all" : "leaks", onIssue });
   const { corruptions, leaks, checkErrors } = repaired;
   assertEquals([corruptions, leaks, checkErrors], [0, 0, 0], issues.join("\n"));
-  await scenario.verify(await openDisk(file, true));
+  await scenario.verify(await openDisk(file, READ_ONLY));
   // It works on, and what snapshots hold stays.
   const { node } = await openDisk(file);
   await node.write(0, filled(node.sizeBytes, 7));
   await node.close();
   const after = await checkQcow2(file, { onIssue });
   assertEquals([after.corruptions, after.leaks], [0, 0], issues.join("\n"));
-  if (scenario.changesCopied) await verifySnapshots(await openDisk(file, true));
+  if (scenario.changesCopied) await verifySnapshots(await openDisk(file, READ_ONLY));
 }
 
 for (const [name, scenario] of Object.entries(SCENARIOS)) {
