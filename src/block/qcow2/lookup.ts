@@ -66,7 +66,7 @@ export function* checkRun(
  */
 export function lookUpCached(image: Qcow2Image, offset: number, lengthMax: number): boolean {
   const slice = image.l2.cachedSlice(offset);
-  if (slice === undefined) return false;
+  if (slice === undefined) return findEmptyRun(image, offset, lengthMax);
   findRun(image, slice, offset, lengthMax, image.scratchRun);
   return isSound(image, image.scratchRun, offset);
 }
@@ -83,13 +83,25 @@ export function* lookUp(image: Qcow2Image, offset: number, lengthMax: number): S
     if (!isSound(image, run, offset)) yield* checkRun(image, run, offset, slice);
     return slice;
   }
+  findEmptyRun(image, offset, lengthMax);
+  return null;
+}
+
+/** The run up to the next L2 table. False where there is a table for `offset`. */
+function findEmptyRun(image: Qcow2Image, offset: number, lengthMax: number): boolean {
   const { l2Coverage } = image.geometry;
+  let length = 0;
+  while (length < lengthMax && !image.l2.hasTable(offset + length)) {
+    length += l2Coverage - (offset + length) % l2Coverage;
+  }
+  if (length === 0) return false;
+  const run = image.scratchRun;
   run.kind = CLUSTER.unallocated;
-  run.length = Math.min(lengthMax, l2Coverage - offset % l2Coverage);
+  run.length = Math.min(length, lengthMax);
   run.hostOffset = 0;
   run.isCopied = false;
   run.high = run.low = 0;
-  return null;
+  return true;
 }
 
 /** `lookUp` for those who don't hold the lock; it is taken only where tables have to be read. */
