@@ -89,7 +89,7 @@ const TESTS: readonly Test[] = [
     aims: { "qemu-nbd": "no slower" },
     file: "write",
     transports: ["unix"],
-    measure: ({ uri }) => fuaRate(uri, 2000),
+    measure: ({ uri }) => fuaRate(uri, 20000),
   },
   {
     what: "nbdinfo --map, 64 GiB, 100,000 extents",

@@ -10,6 +10,8 @@
  * requests or nbdBytesInFlight bytes are in flight; unparsed input then stays with its sender. So a
  * client that never reads costs one queue and one reply.
  *
+ * Writes with FUA that come together share one flush.
+ *
  * A large read is a job that goes on as the queue drains, one piece at a time.
  *
  * Turns: on this runtime a socket that always has bytes is read again before anything else runs. So
@@ -19,7 +21,7 @@
  */
 
 import { setImmediate } from "node:timers";
-import type { BlockExport, Extent, MetaContext } from "../block/export.ts";
+import type { BlockExport, MetaContext } from "../block/export.ts";
 import { REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK } from "../block/types.ts";
 import { limits } from "../limits.ts";
 import {
@@ -39,13 +41,13 @@ import {
   NBD_CONTEXT_BASE_ALLOCATION,
   NBD_EPERM,
   NBD_ESHUTDOWN,
-  NBD_STATE_ZERO,
   type ReplyStyle,
 } from "./codec.ts";
 import { askedOf, gatherExtents, type SelectedContext } from "./block_status.ts";
 import type { ByteBudget } from "./byte_budget.ts";
 import { failureOf, type NbdFailure } from "./errno.ts";
 import { CHUNK_DATA_BYTES, type OutputQueue } from "./output_queue.ts";
+import { ACCESS_CONTEXT, findRefused, nextRun } from "./read_plan.ts";
 import { type ContextExtents, ReplyWriter } from "./reply_writer.ts";
 import { BAD_CONTEXT_IDS, checkRange, checkRequest, type RequestRules } from "./request_check.ts";
 import { type NbdRequest, RequestParser } from "./request_parser.ts";
@@ -73,11 +75,6 @@ export interface TransmissionOptions {
 const REQUESTS_PER_LOOK = 16;
 /** Reads beyond this size look at the map first, so that holes are not read at all. */
 const MAP_BYTES = 64 * 1024;
-/** Shorter runs of zeroes are sent as data: a chunk costs more. */
-const HOLE_BYTES_MIN = 4096;
-/** The context in which flag 1 means that a reader is refused. */
-const ACCESS_CONTEXT = "x-ovis:access";
-const ACCESS_REFUSED = 1;
 
 const SHUTDOWN: NbdFailure = Object.freeze({
   errno: NBD_ESHUTDOWN,
@@ -119,6 +116,10 @@ export class Transmission {
   #inFlight = 0;
   #bytesInFlight = 0;
   #borrowers = 0;
+  /** Writes with FUA that are done and wait for the flush that they share. */
+  readonly #unflushed: NbdRequest[] = [];
+  /** The export's last write was a promise: the next one is asked for FUA by itself. */
+  #writesLater = false;
   /** The export's last read was a promise: the next one gets a buffer of its own. */
   #answersLater = false;
   #isDisconnecting = false;
@@ -222,23 +223,27 @@ export class Transmission {
   /** Executes what can be executed now and starts writing. Returns false after a violation. */
   pump(): boolean {
     const start = performance.now();
+    let isGood = true;
     let count = 0;
-    while (!this.#isDisconnecting && !this.#isYielding && this.#hasRoom()) {
-      if (this.#job !== null) {
-        this.#continueRead(this.#job);
+    do {
+      while (this.#mayGoOn()) {
+        if (this.#job === null) {
+          const step = this.#parser.next();
+          if (step === "more") break;
+          if (step === "violation") {
+            this.#isDisconnecting = true;
+            isGood = false;
+            break;
+          }
+          this.#execute(this.#parser.request);
+        } else {
+          this.#continueRead(this.#job);
+        }
         if (++count % REQUESTS_PER_LOOK === 0) this.#spend(performance.now() - start);
-        continue;
       }
-      const step = this.#parser.next();
-      if (step === "more") break;
-      if (step === "violation") {
-        this.#isDisconnecting = true;
-        this.#queue.flush();
-        return false;
-      }
-      this.#execute(this.#parser.request);
-      if (++count % REQUESTS_PER_LOOK === 0) this.#spend(performance.now() - start);
-    }
+      this.#flushShared();
+      // Writes that waited for the flush they share may have been what stood in the way.
+    } while ((this.#parser.hasInput || this.#job !== null) && this.#mayGoOn());
     this.#queue.flush();
     this.account();
     this.#awaitRoom();
@@ -246,7 +251,11 @@ export class Transmission {
       this.#turnMs += performance.now() - start;
       this.#spend(0);
     }
-    return true;
+    return isGood;
+  }
+
+  #mayGoOn(): boolean {
+    return !this.#isDisconnecting && !this.#isYielding && this.#hasRoom();
   }
 
   /** Ends this connection's turn if it has lasted too long. */
@@ -262,7 +271,7 @@ export class Transmission {
 
   #hasRoom(): boolean {
     return this.#queue.pendingBytes < limits.nbdOutputBytes &&
-      this.#inFlight < limits.nbdRequestsInFlight &&
+      this.#inFlight + this.#unflushed.length < limits.nbdRequestsInFlight &&
       this.#bytesInFlight < limits.nbdBytesInFlight && (this.#budget?.hasRoom ?? true);
   }
 
@@ -331,15 +340,35 @@ export class Transmission {
       this.#replies.done(request);
       return;
     }
-    const flags = (request.flags & NBD_CMD_FLAG_FUA) !== 0 ? REQ_FUA : 0;
-    const result = this.#export.write(offset, payload, flags);
+    const isFua = (request.flags & NBD_CMD_FLAG_FUA) !== 0;
+    const isShared = isFua && !this.#writesLater;
+    const result = this.#export.write(offset, payload, isFua && !isShared ? REQ_FUA : 0);
+    this.#writesLater = result instanceof Promise;
     if (!(result instanceof Promise)) {
       if (!isBorrowed) this.#parser.recycle(payload);
-      this.#replies.done(request);
+      if (isShared) this.#unflushed.push(request.copy());
+      else this.#replies.done(request);
       return;
     }
     if (isBorrowed) this.#borrowers++;
-    this.#answerLater(request.copy(), result, payload.length, isBorrowed);
+    const durable = isShared ? result.then(() => this.#export.flush()) : result;
+    this.#answerLater(request.copy(), durable, payload.length, isBorrowed);
+  }
+
+  /** Makes what was written with FUA durable, all of it at once, and answers. */
+  #flushShared(): void {
+    if (this.#unflushed.length === 0) return;
+    const requests = this.#unflushed.splice(0);
+    try {
+      const result = this.#export.flush();
+      if (result instanceof Promise) {
+        for (const request of requests) this.#answerLater(request, result, 0);
+      } else {
+        for (const request of requests) this.#replies.done(request);
+      }
+    } catch (error) {
+      for (const request of requests) this.#replies.error(request, failureOf(error));
+    }
   }
 
   /** Waits for an export that answers later. */
@@ -410,26 +439,17 @@ export class Transmission {
   #refuses(request: NbdRequest): boolean {
     const access = this.#access;
     if (access === undefined) return false;
-    const end = request.offset + request.length;
-    for (let at = request.offset; at < end;) {
-      const runs = access.extents(at, end - at, { maxExtents: 2 });
-      if (runs instanceof Promise) {
-        // The export itself looks at a request that is read as one.
-        runs.catch(() => {});
-        this.#readApart(request.copy(), 0);
-        return true;
-      }
-      for (const run of runs) {
-        if ((run.flags & ACCESS_REFUSED) !== 0) {
-          const message = `access denied: bytes ${at} to ${at + run.length} may not be read`;
-          this.#replies.error(request, { errno: NBD_EPERM, message }, at);
-          return true;
-        }
-        at += run.length;
-      }
-      if (runs.length === 0) return false;
+    const found = findRefused(access, request.offset, request.length);
+    if (found === null) return false;
+    if (found === "later") {
+      // The export itself looks at a request that is read as one.
+      this.#readApart(request.copy(), 0);
+      return true;
     }
-    return false;
+    const { offset, length } = found;
+    const message = `access denied: bytes ${offset} to ${offset + length} may not be read`;
+    this.#replies.error(request, { errno: NBD_EPERM, message }, offset);
+    return true;
   }
 
   /** One more chunk of a large read. */
@@ -437,7 +457,11 @@ export class Transmission {
     const { request } = job;
     const offset = request.offset + job.done;
     try {
-      if (job.runLeft === 0) this.#nextRun(job, offset);
+      if (job.runLeft === 0) {
+        const run = nextRun(this.#allocation, offset, request.length - job.done);
+        job.runLeft = run.length;
+        job.isZeroRun = run.isZero;
+      }
       if (job.isZeroRun) {
         const length = job.runLeft;
         this.#advance(job, length);
@@ -467,30 +491,6 @@ export class Transmission {
     job.done += length;
     job.runLeft -= length;
     if (job.done === job.request.length) this.#job = null;
-  }
-
-  /** Asks the map what comes next. A map that fails or answers later is done without. */
-  #nextRun(job: ReadJob, offset: number): void {
-    const left = job.request.length - job.done;
-    job.runLeft = left;
-    job.isZeroRun = false;
-    if (this.#allocation === undefined) return;
-    let runs: Extent[] | Promise<Extent[]>;
-    try {
-      runs = this.#allocation.extents(offset, left, { maxExtents: 1 });
-    } catch {
-      return;
-    }
-    if (runs instanceof Promise) {
-      runs.catch(() => {});
-      return;
-    }
-    const run = runs[0];
-    if (run === undefined || run.length <= 0 || run.length > left) return;
-    const isZeroRun = (run.flags & NBD_STATE_ZERO) !== 0;
-    if (isZeroRun && run.length < HOLE_BYTES_MIN) return;
-    job.runLeft = run.length;
-    job.isZeroRun = isZeroRun;
   }
 
   /**

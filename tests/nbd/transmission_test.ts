@@ -185,7 +185,7 @@ check("WRITE simply", {
 check("WRITE with FUA", {
   request: { type: WRITE, flags: FUA, payload: hex("01") },
   answer: NONE,
-  calls: ["write 0+1 flags 1"],
+  calls: ["write 0+1", "flush 0+0"],
 });
 check("WRITE of nothing", { request: { type: WRITE }, answer: NONE, calls: [] });
 check("WRITE past the end, its payload skipped", {
