@@ -211,6 +211,10 @@ Deno.test({
         "/v1/vms/linux",
       );
       assertEquals(checkpoints, ["c3"]);
+      // The guest hears of a larger disk, under its mounted file system.
+      await service.call("PATCH", "/v1/disks/data", { sizeBytes: 2 * DISK_BYTES });
+      const sectors = `${2 * DISK_BYTES / 512}`;
+      await guest.shell(`until grep -q ${sectors} /sys/block/vda/size; do :; done`);
       await service.call("DELETE", "/v1/vms/linux");
 
       for (const [index, image] of images.entries()) {

@@ -1,4 +1,5 @@
 import { assertEquals, assertMatch } from "@std/assert";
+import { limits } from "../../src/limits.ts";
 import { openTestApp, outcome, type TestApp } from "./support.ts";
 
 const MiB = 1024 * 1024;
@@ -248,4 +249,32 @@ Deno.test("a machine's own disk may stand on another disk", async () => {
     sizeBytes: MiB,
     readOnly: false,
   });
+});
+
+Deno.test("a disk's own worker ends when nobody used it for a while, unless it has a job", async () => {
+  const idle: (() => void)[] = [];
+  const original = globalThis.setTimeout;
+  // The only timer that is not real here.
+  const fake = (action: () => void, ms?: number) => {
+    if (ms !== limits.diskIdleMs) return original(action, ms);
+    idle.push(action);
+    return 0;
+  };
+  globalThis.setTimeout = fake as typeof setTimeout;
+  try {
+    await using test = await openTestApp();
+    await test.send("POST", "/v1/disks", { name: "d", sizeBytes: MiB });
+    const show = () => test.fetch("/v1/disks/d").then(outcome);
+    const job = { type: "backup", disk: "d", id: "b1", target: { name: "copy" } };
+    assertEquals(await outcome(await test.send("POST", "/v1/jobs", job)), "202");
+    idle.splice(0).at(-1)?.();
+    assertEquals(test.storages[0]?.calls, ["jobStart"]);
+    test.storages[0]?.setJob("b1", { status: "concluded" });
+    idle.splice(0).at(-1)?.();
+    await Promise.resolve();
+    assertEquals(await show(), "200");
+    assertEquals(test.storages.map(({ calls }) => calls), [["jobStart", "close"], ["diskInfo"]]);
+  } finally {
+    globalThis.setTimeout = original;
+  }
 });
