@@ -88,7 +88,20 @@ Deno.test("sizes are read with QEMU's suffixes, and bounded", () => {
 });
 
 Deno.test("sizes are shown as QEMU shows them", () => {
-  const shown = [0, 512, 999, 1000, 1024, 1536, 100352, 1024000, 2 ** 20, 2 ** 36, 123456789504]
+  const shown = [
+    0,
+    512,
+    999,
+    1000,
+    1024,
+    1536,
+    100352,
+    1024000,
+    2 ** 20,
+    2 ** 36,
+    123456789504,
+    197120,
+  ]
     .map(formatSize);
   assertEquals(shown, [
     "0 B",
@@ -102,6 +115,7 @@ Deno.test("sizes are shown as QEMU shows them", () => {
     "1 MiB",
     "64 GiB",
     "115 GiB",
+    "192 KiB",
   ]);
 });
 

@@ -81,8 +81,12 @@ export function formatSize(bytes: number): string {
   return `${significant(value)} ${unit === 0 ? "B" : `${UNITS[unit]}iB`}`;
 }
 
-/** printf's "%0.3g". */
+/** printf's "%0.3g": three digits, the even one where a number lies between two. */
 function significant(value: number): string {
-  const text = value.toPrecision(3);
-  return text.includes("e") ? String(Number(text)) : String(Number(text));
+  if (value === 0) return "0";
+  const scale = 10 ** (2 - Math.floor(Math.log10(value)));
+  const scaled = value * scale;
+  const low = Math.floor(scaled);
+  const isUp = scaled - low > 0.5 || (scaled - low === 0.5 && low % 2 === 1);
+  return String((low + (isUp ? 1 : 0)) / scale);
 }
