@@ -21,8 +21,10 @@ export interface SelectedContext {
 }
 
 /** What a request is about. */
-interface Asked {
+export interface Asked {
+  /** At least one, none twice. */
   contexts: readonly SelectedContext[];
+  /** From the request's offset on; not yet checked. */
   length: number;
 }
 

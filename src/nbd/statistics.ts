@@ -36,6 +36,7 @@ export type RequestKind =
 
 /** A server's figures: some since it was made, some of now. */
 export interface NbdStatistics {
+  /** How many there are and were. */
   connections: {
     /** Now. */
     open: number;
@@ -48,6 +49,7 @@ export interface NbdStatistics {
     /** Secured by TLS. */
     secured: number;
   };
+  /** By kind. */
   requests: Record<RequestKind, RequestCounts>;
   /** Requests that were answered with an error. */
   failedRequests: number;

@@ -1,7 +1,8 @@
 /**
  * A byte stream that can turn into TLS on the way (NBD_OPT_STARTTLS), over any other byte stream.
  *
- *   plain --startTls--> TLS handshake --> secured         raw stream <-> Duplex <-> TLSSocket <-> sink
+ *   plain --startTls--> TLS handshake --> secured
+ *   raw stream <-> Duplex <-> TLSSocket <-> sink
  *
  * Before startTls bytes pass as they are. The one who calls it sees to it that nothing is on its
  * way in either direction: what follows is TLS or breaks the connection, so that nobody in between
