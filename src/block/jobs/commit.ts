@@ -104,6 +104,8 @@ class CommitDriver implements JobDriver {
   /** Chunks that failed and are to be tried again. */
   readonly #again: ByteRange[] = [];
   #offset = 0;
+  /** The chain is being changed: it is too late to cancel the job. */
+  #isEnding = false;
   #thaw: () => void = () => {};
 
   constructor(layer: BlockLayer, plan: CommitPlan) {
@@ -172,7 +174,12 @@ class CommitDriver implements JobDriver {
     return this.#chunks.settle();
   }
 
+  cancel(): boolean {
+    return !this.#isEnding;
+  }
+
   async prepare(job: Job): Promise<void> {
+    this.#isEnding = true;
     const { graph } = this.#layer;
     const { base, options } = this.#plan;
     await graph.drained([this.#filter, base], async () => {

@@ -119,6 +119,8 @@ class MirrorDriver implements JobDriver {
   #cursor = 0;
   #inFlightBytes = 0;
   #shouldComplete = false;
+  /** It is too late to cancel the job. */
+  #isPivoting = false;
   /** The target did not take a guest's write, and the policy says that this fails the job. */
   #targetFailure: BlockError | null = null;
   #thaw: () => void = () => {};
@@ -221,6 +223,7 @@ class MirrorDriver implements JobDriver {
 
   /** A ready job that is not cancelled by force leaves the target as it is. */
   cancel(job: Job, force: boolean): boolean {
+    if (this.#isPivoting) return false;
     return force || !job.isReady;
   }
 
@@ -232,8 +235,8 @@ class MirrorDriver implements JobDriver {
         await this.#copyLocked(chunk);
       }
       if (this.#targetFailure !== null) throw this.#targetFailure;
-      if (job.isCancelled) return;
       await target.flush();
+      if (job.isCancelled) return;
       this.#updateProgress(job);
       if (this.#shouldComplete) await this.#pivot(job);
     });
@@ -277,6 +280,7 @@ class MirrorDriver implements JobDriver {
     const { source, target, replaces } = this.#options;
     const replaced = replaces ?? source;
     await this.#layer.jobs.beforeReplace(replaced, target);
+    this.#isPivoting = true;
     this.#filter.stop();
     this.#thaw();
     await job.releaseNodes();

@@ -86,6 +86,8 @@ class StreamDriver implements JobDriver {
   /** The first error that was ignored. */
   #ignored: BlockError | null = null;
   #offset = 0;
+  /** The chain is being changed: it is too late to cancel the job. */
+  #isEnding = false;
   #thaw: () => void = () => {};
 
   constructor(layer: BlockLayer, plan: StreamPlan) {
@@ -142,7 +144,12 @@ class StreamDriver implements JobDriver {
     return this.#chunks.settle();
   }
 
+  cancel(): boolean {
+    return !this.#isEnding;
+  }
+
   async prepare(job: Job): Promise<void> {
+    this.#isEnding = true;
     const { graph } = this.#layer;
     const { node, base, options } = this.#plan;
     const { backing } = node;
