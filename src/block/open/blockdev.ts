@@ -13,7 +13,6 @@ import {
   nothing,
   oneOf,
   optional,
-  type Parsed,
   type QapiType,
   str,
   struct,
@@ -36,8 +35,27 @@ function baseFields(drivers: readonly string[]) {
   } satisfies Fields;
 }
 
-/** The arguments that all drivers have. */
-export type BlockdevBase = Parsed<ReturnType<typeof baseFields>>;
+/** The arguments that all drivers have: BlockdevOptions' base. */
+export interface BlockdevBase {
+  /** The driver. */
+  driver: string;
+  /** The node's name; invented unless given. */
+  "node-name"?: string;
+  /** What becomes of discards. */
+  discard?: "ignore" | "unmap";
+  /** How the host's cache is used. */
+  cache?: { direct?: boolean; "no-flush"?: boolean };
+  /** False: the node is not used for now. */
+  active?: boolean;
+  /** Refuses writes, whoever asks. */
+  "read-only"?: boolean;
+  /** Where it can't be opened for writing, it is opened for reading alone. */
+  "auto-read-only"?: boolean;
+  /** Others may write to the image meanwhile. */
+  "force-share"?: boolean;
+  /** What becomes of written zeroes. */
+  "detect-zeroes"?: "off" | "on" | "unmap";
+}
 
 /** A node to be opened, checked. */
 export interface Blockdev {

@@ -28,6 +28,7 @@ export class JsonFloat {
 
 /** An object: members by name, in the order of the input. Without a prototype when read by us. */
 export interface JsonObject {
+  /** A member. */
   [name: string]: JsonValue;
 }
 

@@ -42,8 +42,11 @@ export type TypeShape =
 
 /** A member of an object. */
 export interface QapiMember {
+  /** Its name. */
   readonly name: string;
+  /** What it may be. */
   readonly type: QapiType<unknown>;
+  /** It may be left out. */
   readonly isOptional: boolean;
 }
 
@@ -57,6 +60,7 @@ export interface QapiType<T> {
 
 /** A member that may be left out. */
 export interface Optional<T> {
+  /** What it is where it is there. */
   readonly optional: QapiType<T>;
 }
 
@@ -64,7 +68,8 @@ export interface Optional<T> {
 // deno-lint-ignore no-explicit-any -- the members' types are inferred from it, whatever they are
 export type Fields = Readonly<Record<string, QapiType<any> | Optional<any>>>;
 
-type RequiredNames<F extends Fields> = {
+/** The names of the members that must be there. */
+export type RequiredNames<F extends Fields> = {
   [K in keyof F]: F[K] extends QapiType<unknown> ? K : never;
 }[keyof F];
 

@@ -10,6 +10,7 @@ import {
   list,
   optional,
   type Parsed,
+  type QapiType,
   str,
   struct,
   uint32,
@@ -34,10 +35,13 @@ export const bitmapAddFields = {
 export type BitmapOrName = string | { node: string; name: string };
 
 /** BlockDirtyBitmapOrStr. */
-export const bitmapOrName = alternate<BitmapOrName>("BlockDirtyBitmapOrStr", {
-  string: () => str,
-  object: () => struct("BlockDirtyBitmap", bitmapFields),
-});
+export const bitmapOrName: QapiType<BitmapOrName> = alternate<BitmapOrName>(
+  "BlockDirtyBitmapOrStr",
+  {
+    string: () => str,
+    object: () => struct("BlockDirtyBitmap", bitmapFields),
+  },
+);
 
 /** BlockDirtyBitmapMerge. */
 export const bitmapMergeFields = {

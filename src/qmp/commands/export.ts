@@ -40,7 +40,8 @@ const legacyAddress: QapiType<NbdAddress> = {
   shape: legacyUnion.shape,
 };
 
-const serverFields = {
+/** The members beside the address of an NBD server's options. */
+export const nbdServerFields = {
   "handshake-max-seconds": optional(uint32),
   "tls-creds": optional(str),
   "tls-authz": optional(str),
@@ -49,7 +50,7 @@ const serverFields = {
 
 /** How an NBD server is started, whatever form its address was given in. */
 export function serverOptions(
-  args: Parsed<typeof serverFields> & { addr: NbdAddress },
+  args: Parsed<typeof nbdServerFields> & { addr: NbdAddress },
 ): { address: NbdAddress; tlsCredentials?: string; connectionsMax?: number } {
   if (args["tls-authz"] !== undefined) {
     throw new BlockError("EINVAL", "'tls-authz' is not supported");
@@ -60,9 +61,6 @@ export function serverOptions(
     ...(args["max-connections"] === undefined ? {} : { connectionsMax: args["max-connections"] }),
   };
 }
-
-/** The members beside the address of an NBD server's options. */
-export const nbdServerFields = serverFields;
 
 const exportBitmap = alternate<ExportBitmap>("BlockDirtyBitmapOrStr", {
   string: () => str,
@@ -95,7 +93,7 @@ const exportOptions = union("BlockExportOptions", {
 export const exportCommands: readonly QmpCommand[] = [
   command(
     "nbd-server-start",
-    { addr: legacyAddress, ...serverFields },
+    { addr: legacyAddress, ...nbdServerFields },
     (args, monitor) => monitor.exports.startServer(serverOptions(args)),
   ),
   command("nbd-server-stop", {}, (_args, monitor) => monitor.exports.stopServer()),
