@@ -391,3 +391,37 @@ Deno.test("a stream never overwrites what the guest wrote since it read", async 
   ]);
   await rig.close();
 });
+
+Deno.test("nodes that were opened as a chain's are gone when a job took them out of it", async () => {
+  for (const kind of ["stream", "commit", "active"] as const) {
+    const rig = new ChainRig();
+    const { base, mid, top, guest } = await rig.chain();
+    // As the image on top was opened with what it names.
+    for (const name of ["mid", "base"]) {
+      rig.graph.adopt(rig.graph.get(name));
+      rig.graph.adopt(rig.graph.get(`${name}.file`));
+      await rig.graph.setReadOnly(name, true);
+    }
+    assertEquals([base.isReadOnly, rig.graph.get("base.file").isReadOnly], [true, true]);
+    const before = await content(top);
+    const job = kind === "stream"
+      ? await startStream(rig.layer, { jobId: "job0", device: top })
+      : await startCommit(rig.layer, {
+        jobId: "job0",
+        device: top,
+        top: kind === "active" ? top : mid,
+      });
+    if (kind === "active") {
+      await rig.until(() => job.isReady);
+      job.complete();
+    }
+    await rig.conclude(job);
+    assertEquals(job.hasFailed, false);
+    assertSameBytes(await content(guest.node), before);
+    const names = rig.graph.list().map(({ nodeName }) => nodeName);
+    assertEquals(names.includes("base"), kind !== "stream");
+    assertEquals(names.includes("mid"), kind === "active");
+    assertEquals(base.isReadOnly, kind !== "active");
+    await rig.close();
+  }
+});
