@@ -10,14 +10,8 @@
  * @module
  */
 
-import {
-  formatJson,
-  isJsonObject,
-  type JsonMessage,
-  type JsonObject,
-  JsonStream,
-  type JsonValue,
-} from "../block/open/json.ts";
+import { formatJson, isJsonObject, type JsonObject, type JsonValue } from "../block/open/json.ts";
+import { type JsonMessage, JsonStream } from "../block/open/json_parser.ts";
 import { limits } from "../limits.ts";
 import type { ByteStream } from "../nbd/byte_stream.ts";
 import { VERSION } from "../version.ts";

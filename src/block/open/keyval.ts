@@ -10,7 +10,8 @@
  */
 
 import { inputError } from "./qapi.ts";
-import { isJsonObject, type JsonObject, type JsonValue, parseJson } from "./json.ts";
+import { isJsonObject, type JsonObject, type JsonValue } from "./json.ts";
+import { parseJson } from "./json_parser.ts";
 
 const FRAGMENT_LENGTH_MAX = 127;
 const LIST_INDEX_MAX = 65536;

@@ -16,7 +16,8 @@ import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
 import type { Blockdev } from "./blockdev.ts";
 import type { HeaderFile, OpenContext } from "./context.ts";
-import { isJsonObject, type JsonObject, parseJson } from "./json.ts";
+import { isJsonObject, type JsonObject } from "./json.ts";
+import { parseJson } from "./json_parser.ts";
 import { openNode, parseBlockdev } from "./open_blockdev.ts";
 import { inputError } from "./qapi.ts";
 

@@ -1,14 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
 import { BlockError } from "../../../src/block/errors.ts";
-import {
-  formatJson,
-  JsonFloat,
-  type JsonMessage,
-  JsonStream,
-  type JsonValue,
-  parseJson,
-} from "../../../src/block/open/json.ts";
+import { formatJson, JsonFloat, type JsonValue } from "../../../src/block/open/json.ts";
+import { type JsonMessage, JsonStream, parseJson } from "../../../src/block/open/json_parser.ts";
 import { limits } from "../../../src/limits.ts";
 
 const encoder = new TextEncoder();
