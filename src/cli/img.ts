@@ -5,27 +5,15 @@
  * @module
  */
 
-import { imgHelp, runImg } from "./img/run.ts";
-import type { Program } from "./mod.ts";
+import { runImg } from "./img/run.ts";
 import { printErrorText, printText } from "./output.ts";
 
-/** Adds the command. */
-export function registerImg(program: Program): void {
-  // Options behind the command's name are its own, also those that `ovis` has.
-  program.enablePositionalOptions();
-  program.command("img").usage("COMMAND [options]")
-    .description("Images, as qemu-img handles them")
-    .helpOption(false)
-    .argument("[words...]")
-    .allowUnknownOption()
-    .passThroughOptions()
-    .configureHelp({ formatHelp: () => imgHelp() })
-    .action(async (words: string[]) => {
-      const status = await runImg(words, {
-        print: printText,
-        printError: printErrorText,
-        isTerminal: Deno.stdout.isTerminal() && Deno.stderr.isTerminal(),
-      });
-      if (status !== 0) Deno.exit(status);
-    });
+/** Runs the command with the words behind its name; ends the process where it fails. */
+export async function runImgCommand(words: readonly string[]): Promise<void> {
+  const status = await runImg(words, {
+    print: printText,
+    printError: printErrorText,
+    isTerminal: Deno.stdout.isTerminal() && Deno.stderr.isTerminal(),
+  });
+  if (status !== 0) Deno.exit(status);
 }

@@ -18,7 +18,9 @@ export interface CommandEntry {
   /** One line of the list that `--help` shows. */
   summary: string;
   /** Imports the command's file; what it gives adds the command to the program. */
-  load: () => Promise<(program: Program) => void>;
+  load?: () => Promise<(program: Program) => void>;
+  /** Instead, for a command that reads its words by itself: runs it with those behind its name. */
+  run?: (words: readonly string[]) => Promise<void>;
 }
 
 /** All commands, in the order of `--help`. */
@@ -56,7 +58,7 @@ export const COMMANDS: readonly CommandEntry[] = [
   {
     name: "img",
     summary: "disk images, as qemu-img handles them",
-    load: async () => (await import("./img.ts")).registerImg,
+    run: async (words) => await (await import("./img.ts")).runImgCommand(words),
   },
   {
     name: "riscv-tests",

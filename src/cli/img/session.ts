@@ -303,7 +303,8 @@ export function warnProbed(output: ImgOutput, image: Image): void {
 export function errorMessage(error: unknown): string {
   const block = toBlockError(error);
   // The runtime's own texts name the call: the C library's text of the error is enough.
-  return block.message.replace(/\bE[A-Z]+: [^,']+, \w+.*$/, () => errorText(block.code));
+  return block.message.replace(/\bE[A-Z]+: [^,']+, \w+.*$/, () => errorText(block.code))
+    .replace(/ \(os error \d+\)$/, "");
 }
 
 /** The C library's text for an error. */
