@@ -28,12 +28,19 @@ const SettingsSchema = z.strictObject({
   }).nullable().default(null),
   auth: z.boolean().default(true),
   nbdHost: z.string().min(1).default("127.0.0.1"),
+  nbdTls: z.enum(["off", "allowed", "required"]).default("off"),
+  nbdTlsCertificates: z.string().min(1).nullable().default(null),
+  nbdTlsVerifyPeer: z.boolean().default(false),
   publicUrl: OriginSchema.nullable().default(null),
   allowHosts: z.array(z.string().min(1)).default([]),
   allowOrigins: z.array(OriginSchema).default([]),
   allowFolders: z.array(z.string().regex(/^\//, { error: "must be an absolute path" })).default([]),
   logLevel: z.enum(["debug", "info", "warning", "error"]).default("info"),
-}).superRefine(({ auth, host, nbdHost }, context) => {
+}).superRefine(({ auth, host, nbdHost, nbdTls, nbdTlsCertificates }, context) => {
+  if (nbdTls !== "off" && nbdTlsCertificates === null) {
+    const message = "needs nbdTlsCertificates, the folder of the certificates";
+    context.addIssue({ code: "custom", path: ["nbdTls"], message });
+  }
   if (auth) return;
   for (const [path, address] of [["host", host], ["nbdHost", nbdHost]] as const) {
     if (LOOPBACK.test(address)) continue;
@@ -59,6 +66,12 @@ export interface Settings {
   auth: boolean;
   /** The address that the machines' NBD servers listen on, each on a port of its own. */
   nbdHost: string;
+  /** Whether clients of NBD over TCP may, or must, use TLS. */
+  nbdTls: "off" | "allowed" | "required";
+  /** Holds server-cert.pem, server-key.pem, and ca-cert.pem to verify clients by. */
+  nbdTlsCertificates: string | null;
+  /** With TLS, NBD clients must show a certificate that ca-cert.pem signed. */
+  nbdTlsVerifyPeer: boolean;
   /** The origin by which clients reach the service; null: what each request says. */
   publicUrl: string | null;
   /** Host names, without port, to answer to beside IP addresses and localhost. */
@@ -87,6 +100,9 @@ const FROM_ENVIRONMENT: Record<keyof Settings, (text: string) => unknown> = {
   token: String,
   auth: (text) => text !== "0" && text !== "false",
   nbdHost: String,
+  nbdTls: String,
+  nbdTlsCertificates: String,
+  nbdTlsVerifyPeer: (text) => text === "1" || text === "true",
   publicUrl: String,
   allowHosts: splitList,
   allowOrigins: splitList,

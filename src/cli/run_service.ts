@@ -9,12 +9,14 @@ import type { Settings } from "../config.ts";
 import { createApp } from "../http/app.ts";
 import { Authenticator, TicketBook } from "../http/auth.ts";
 import { startHttpServer } from "../http/server.ts";
+import type { NbdTls } from "../machine/messages.ts";
 import { relayTextSocket, relayWebSocket } from "../nbd/transports/websocket.ts";
 import { VERSION } from "../version.ts";
 import type { BuiltInImage } from "../vm/images.ts";
 import type { Log } from "../vm/log.ts";
 import { openMachines } from "../vm/open_machines.ts";
 import { Service } from "../vm/service.ts";
+import { readServerTls } from "./tls_files.ts";
 
 /** A service that listens. */
 export interface RunningService {
@@ -28,6 +30,14 @@ export interface RunningService {
   readonly service: Service;
   /** Refuses new work, stops machines in order, gives everything back. */
   stop(): Promise<void>;
+}
+
+/** Read once: a new certificate needs a new start. */
+async function nbdTls(settings: Settings): Promise<{ nbdTls?: NbdTls }> {
+  const { nbdTls: mode, nbdTlsCertificates: folder } = settings;
+  if (mode === "off" || folder === null) return {};
+  const certificate = await readServerTls(folder, settings.nbdTlsVerifyPeer);
+  return { nbdTls: { certificate, isRequired: mode === "required" } };
 }
 
 const BUILT_IN_IMAGES: readonly BuiltInImage[] = [{
@@ -44,6 +54,7 @@ export async function startService(settings: Settings, log: Log): Promise<Runnin
     ...await openMachines(),
     allowedFolders: settings.allowFolders,
     nbdHost: settings.nbdHost,
+    ...await nbdTls(settings),
     log,
   });
   try {

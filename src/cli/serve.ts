@@ -21,6 +21,12 @@ export function registerServe(program: Program): void {
     .option("--token <token>", help("token", "instead of the one kept in the data folder"))
     .option("--no-auth", help("auth", "everybody may do everything; on loopback only"))
     .option("--nbd-host <address>", help("nbdHost", "where NBD listens, default 127.0.0.1"))
+    .option("--nbd-tls <mode>", help("nbdTls", "off, allowed or required"))
+    .option(
+      "--nbd-tls-certificates <folder>",
+      help("nbdTlsCertificates", "with server-cert.pem, server-key.pem, ca-cert.pem"),
+    )
+    .option("--nbd-tls-verify-peer", help("nbdTlsVerifyPeer", "NBD clients need certificates too"))
     .option("--public-url <url>", help("publicUrl", "how clients reach the service"))
     .option("--allow-host <name>", help("allowHosts", "another host name to answer to"), collect)
     .option("--allow-origin <origin>", help("allowOrigins", "a web origin that may call"), collect)
@@ -44,6 +50,9 @@ interface ServeOptions {
   token?: string;
   auth: boolean;
   nbdHost?: string;
+  nbdTls?: string;
+  nbdTlsCertificates?: string;
+  nbdTlsVerifyPeer?: boolean;
   publicUrl?: string;
   allowHost?: string[];
   allowOrigin?: string[];
@@ -62,6 +71,9 @@ function flagsOf(options: ServeOptions): PartialSettings {
     // commander's default is true: only the flag itself says anything.
     auth: options.auth ? undefined : false,
     nbdHost,
+    nbdTls: options.nbdTls,
+    nbdTlsCertificates: options.nbdTlsCertificates,
+    nbdTlsVerifyPeer: options.nbdTlsVerifyPeer,
     publicUrl,
     allowHosts: options.allowHost,
     allowOrigins: options.allowOrigin,

@@ -24,7 +24,10 @@ export class Links {
     const base = (this.publicUrl ?? url.origin).replace(/\/$/, "");
     const path = `${base}/v1/exports/${info.name}`;
     return {
-      nbd: nbd && `nbd://${nbdHost(nbd.host, url.hostname)}:${nbd.port}/${info.name}`,
+      nbd: nbd &&
+        `${nbd.isTlsRequired ? "nbds" : "nbd"}://${
+          nbdHost(nbd.host, url.hostname)
+        }:${nbd.port}/${info.name}`,
       nbdUnix: nbd && `nbd+unix:///${info.name}?socket=${encodePath(nbd.socketPath)}`,
       websocket: `${path.replace(/^http/, "ws")}/nbd`,
       content: `${path}/content`,

@@ -16,6 +16,7 @@ import type { BlockErrorCode } from "../block/errors.ts";
 import type { DirtyBitmapInfo } from "../block/dirty_bitmap.ts";
 import type { FleecingDiskInfo } from "../block/fleecing.ts";
 import type { NbdStatistics } from "../nbd/statistics.ts";
+import type { ServerTls } from "../nbd/transports/tls.ts";
 
 /** How a disk's content stands in its file. */
 export type DiskFormat = "raw" | "qcow2";
@@ -67,7 +68,7 @@ export interface StorageConfig {
    * Where the NBD server listens: TCP address with port 0 for any, and a unix socket's path; null:
    * there is none.
    */
-  nbd: NbdAddresses | null;
+  nbd: NbdListen | null;
   /** The unix socket of the monitor (QMP), null: there is none. */
   monitorPath: string | null;
 }
@@ -83,7 +84,7 @@ export interface MachineConfig extends StorageConfig {
   /** What it starts from, at every start and reset. */
   boot: BootConfig;
   /** A machine has one. */
-  nbd: NbdAddresses;
+  nbd: NbdListen;
   /** The unix socket of its monitor (QMP). */
   monitorPath: string;
 }
@@ -322,6 +323,22 @@ export interface NbdAddresses {
   port: number;
   /** The path of its unix socket. */
   socketPath: string;
+  /** Its TCP port wants TLS. */
+  isTlsRequired?: boolean;
+}
+
+/** Where the machine's NBD server is to listen, and how: port 0 for any. */
+export interface NbdListen extends NbdAddresses {
+  /** For TCP; without it there is no TLS. */
+  tls?: NbdTls;
+}
+
+/** TLS of NBD servers. */
+export interface NbdTls {
+  /** What clients are shown, and what they must show. */
+  certificate: ServerTls;
+  /** Nothing else goes by TCP. */
+  isRequired: boolean;
 }
 
 /** What is open in a worker. */

@@ -35,6 +35,7 @@ import type {
   IoMethods,
   JobRequest,
   NbdAddresses,
+  NbdListen,
   StorageConfig,
   TransactionAction,
   TransactionResult,
@@ -426,11 +427,11 @@ export class IoStorage {
   }
 }
 
-async function listen(server: NbdServer, addresses: NbdAddresses): Promise<NbdAddresses> {
-  const { host, socketPath } = addresses;
-  const { port } = server.listenTcp(addresses);
+async function listen(server: NbdServer, addresses: NbdListen): Promise<NbdAddresses> {
+  const { host, socketPath, tls } = addresses;
+  const { port } = server.listenTcp(addresses, tls);
   await server.listenUnix(socketPath);
-  return { host, port, socketPath };
+  return { host, port, socketPath, isTlsRequired: tls?.isRequired ?? false };
 }
 
 function findContext(

@@ -20,6 +20,7 @@ import type {
   IoMethod,
   IoMethods,
   MachineConfig,
+  NbdTls,
 } from "../machine/messages.ts";
 import { ConsoleLog } from "./console_log.ts";
 import { Checkpoints } from "./checkpoints.ts";
@@ -68,6 +69,8 @@ export interface MachineContext {
   log: Log;
   /** The address that NBD servers bind to. */
   nbdHost: string;
+  /** Their TLS; none unless given. */
+  nbdTls?: NbdTls;
 }
 
 /** How the guest ended by itself. */
@@ -373,7 +376,7 @@ export class Machine {
   }
 
   async #config(): Promise<MachineConfig> {
-    const { folder, images, nbdHost } = this.#context;
+    const { folder, images, nbdHost, nbdTls } = this.#context;
     const { id, name, image, memoryBytes, hartCount, accel, disks } = this.#record;
     const scratchDirectory = folder.scratchDirectory(id);
     await Deno.mkdir(scratchDirectory, { recursive: true, mode: 0o700 });
@@ -394,7 +397,7 @@ export class Machine {
       ...this.#context.disks.folders(disks.map(({ name }) => this.resourceOf(name))),
       scratchDirectory,
       monitorPath,
-      nbd: { host: nbdHost, port: 0, socketPath },
+      nbd: { host: nbdHost, port: 0, socketPath, ...(nbdTls && { tls: nbdTls }) },
     };
   }
 

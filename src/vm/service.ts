@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { NbdTls } from "../machine/messages.ts";
 import { DataFolder } from "./data_folder.ts";
 import { Disks } from "./disks.ts";
 import type { OpenDriver, OpenStorage } from "./driver.ts";
@@ -32,6 +33,8 @@ export interface ServiceOptions {
   allowedFolders?: readonly string[];
   /** The address that NBD servers bind to. */
   nbdHost: string;
+  /** Their TLS; none unless given. */
+  nbdTls?: NbdTls;
   /** The service's log: machines and the HTTP face get children of it. */
   log: Log;
 }
@@ -64,7 +67,7 @@ export class Service implements AsyncDisposable {
     logReport(await recover(folder, store), options.log);
     const images = await Images.open(folder, store, options.builtInImages);
     const directory = new ExportDirectory();
-    const { openDriver, openStorage, nbdHost, log } = options;
+    const { openDriver, openStorage, nbdHost, nbdTls, log } = options;
     const allowedFolders = await realFolders(options.allowedFolders ?? []);
     const events = new EventLog();
     const book = new JobBook(events, log.getChild("job"));
@@ -73,7 +76,12 @@ export class Service implements AsyncDisposable {
     stack.defer(() => disks.close());
     const jobs = new JobStarter(book, disks);
     const surroundings = { ...shared, images, disks, directory, starter: jobs };
-    const machines = new Registry({ ...surroundings, openDriver, nbdHost });
+    const machines = new Registry({
+      ...surroundings,
+      openDriver,
+      nbdHost,
+      ...(nbdTls && { nbdTls }),
+    });
     stack.defer(() => machines.close());
     return new Service(folder, images, machines, disks, jobs, events, directory, stack.move());
   }

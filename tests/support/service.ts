@@ -43,14 +43,17 @@ export class Service implements AsyncDisposable {
     this.#drained = Promise.all([collect(child.stdout), collect(child.stderr)]);
   }
 
-  /** Starts the service on a free port over `dataFolder` and waits until it answers. */
-  static async start(dataFolder: string): Promise<Service> {
+  /**
+   * Starts the service on a free port over `dataFolder`, with more arguments where given, and waits
+   * until it answers.
+   */
+  static async start(dataFolder: string, more: readonly string[] = []): Promise<Service> {
     const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const { port } = listener.addr;
     listener.close();
     const child = new Deno.Command(Deno.execPath(), {
       args: ["run", "-P=serve", "main.ts", "serve", "--port", `${port}`, "--data", dataFolder]
-        .concat(["--token", TOKEN]),
+        .concat(["--token", TOKEN, ...more]),
       cwd: ROOT,
       stdin: "null",
       stdout: "piped",

@@ -4,10 +4,10 @@
  * @module
  */
 
-import { join } from "node:path";
 import { connectNbd, type NbdLocation, parseNbdFilename } from "../../nbd/address.ts";
 import type { ByteStream } from "../../nbd/byte_stream.ts";
 import type { ClientTls } from "../../nbd/transports/tls.ts";
+import { readClientTls } from "../tls_files.ts";
 
 /** The options that all of them have. */
 export interface ConnectOptions {
@@ -37,24 +37,5 @@ export function connect({ address, tls }: Connection): Promise<ByteStream> {
 async function readTls({ address }: NbdLocation, options: ConnectOptions): Promise<ClientTls> {
   const folder = options.tlsCertificates;
   const hostname = options.tlsHostname ?? (address.type === "inet" ? address.host : "localhost");
-  if (folder === undefined) return { hostname };
-  const [ca, cert, key] = await Promise.all(
-    ["ca-cert.pem", "client-cert.pem", "client-key.pem"].map((name) =>
-      readIfThere(join(folder, name))
-    ),
-  );
-  return {
-    hostname,
-    ...(ca === undefined ? {} : { ca }),
-    ...(cert === undefined || key === undefined ? {} : { cert, key }),
-  };
-}
-
-async function readIfThere(path: string): Promise<string | undefined> {
-  try {
-    return await Deno.readTextFile(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
+  return folder === undefined ? { hostname } : await readClientTls(folder, hostname);
 }

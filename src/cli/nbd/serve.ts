@@ -1,6 +1,5 @@
 /** What `ovis nbd serve` does. @module */
 
-import { join } from "node:path";
 import { BlockLayer } from "../../block/block_layer.ts";
 import type { DirtyBitmap } from "../../block/dirty_bitmap.ts";
 import { BlockError } from "../../block/errors.ts";
@@ -20,6 +19,7 @@ import type { ServerTls } from "../../nbd/transports/tls.ts";
 import { compileKernels, Kernels } from "../../wasm/kernels.ts";
 import { printError, printLine } from "../output.ts";
 import { waitForSignal } from "../signals.ts";
+import { readServerTls } from "../tls_files.ts";
 
 /** The command's options. */
 export interface ServeImageOptions {
@@ -133,12 +133,7 @@ async function listen(server: NbdServer, options: ServeImageOptions): Promise<st
 async function readCertificate(options: ServeImageOptions): Promise<ServerTls> {
   const folder = options.tlsCertificates;
   if (folder === undefined) throw new BlockError("EINVAL", "--tls needs --tls-certificates");
-  const read = (name: string) => Deno.readTextFile(join(folder, name));
-  return {
-    cert: await read("server-cert.pem"),
-    key: await read("server-key.pem"),
-    ...(options.tlsVerifyPeer ? { clientCa: await read("ca-cert.pem") } : {}),
-  };
+  return await readServerTls(folder, options.tlsVerifyPeer);
 }
 
 /** The node to be served: the image, or the part of it that was asked for. */
