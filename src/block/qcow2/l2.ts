@@ -19,6 +19,7 @@ import { HI_COPIED, HI_OFFSET_MASK } from "./format.ts";
 import { MetadataCache, type Slice } from "./metadata_cache.ts";
 import { METADATA } from "./overlap.ts";
 import { hex, type Refcounts } from "./refcounts.ts";
+import { writeSlices } from "./write_slices.ts";
 
 /** What an L2 table needs of the whole image beside ImageContext. */
 export interface L2Context extends ImageContext {
@@ -146,13 +147,8 @@ export class L2Tables {
   }
 
   /** Writes all changed slices. What their entries refer to must be on stable storage. */
-  *writeBack(): Steps<void> {
-    const { file } = this.#context;
-    for (const slice of this.#cache.dirtySlices()) {
-      yield* this.#context.checkOverlap(slice.offset, slice.bytes.length, METADATA.activeL2);
-      yield* file.write(slice.offset, slice.bytes);
-      this.#cache.markClean(slice);
-    }
+  writeBack(): Steps<void> {
+    return writeSlices(this.#context, this.#cache, METADATA.activeL2);
   }
 
   /** Writes the changed entries of the L1 table. Their L2 tables must be on stable storage. */

@@ -25,6 +25,7 @@ import { MetadataCache, type Slice } from "./metadata_cache.ts";
 import { METADATA } from "./overlap.ts";
 import { getCount, maxCount, setCount } from "./refcount_entry.ts";
 import { layOutRefcountTable } from "./refcount_table.ts";
+import { writeSlices } from "./write_slices.ts";
 
 /** Clusters that were allocated. */
 export interface AllocatedRun {
@@ -181,11 +182,13 @@ export class Refcounts {
   /** Writes all counts, then the table. A barrier must follow before anything relies on them. */
   *writeBack(): Steps<void> {
     const { file } = this.#context;
-    for (const slice of this.#cache.dirtySlices()) {
-      yield* this.#context.checkOverlap(slice.offset, slice.bytes.length, METADATA.refcountBlock);
-      yield* file.write(slice.offset, slice.bytes);
-      this.#context.reliesOn();
-      this.#cache.markClean(slice);
+    if (this.#cache.isDirty) {
+      try {
+        yield* writeSlices(this.#context, this.#cache, METADATA.refcountBlock);
+      } finally {
+        // After the writes: a barrier that began before does not cover them.
+        this.#context.reliesOn();
+      }
     }
     if (this.#tableDirtyEnd === 0) return;
     yield* this.#context.barrier();
