@@ -125,7 +125,8 @@ export function* compareCopied(
         continue;
       }
       tables.add(table / geometry.clusterSize, 1);
-      const count = yield* counts.disk.get(table / geometry.clusterSize);
+      let count = counts.disk.getCached(table / geometry.clusterSize);
+      if (count < 0) count = yield* counts.disk.get(table / geometry.clusterSize);
       if ((count === 1) === ((high & HI_COPIED) !== 0)) continue;
       const what = `OFLAG_COPIED L2 cluster: l1_index=${(at + entry) / 8} l1_entry`;
       reportCopied(report, { what, view, at: entry, count }, isRepair);

@@ -336,7 +336,13 @@ export class ReferenceScan {
       const directory = new Uint8Array(directoryBytes);
       yield* settle(file.read(directoryOffset, directory));
       const { sizeBytes } = header;
+      let tableBytes = 0;
       for (const entry of parseDirectory(directory, count, { clusterSize, sizeBytes })) {
+        tableBytes += entry.tableSize * 8;
+        if (tableBytes > file.node.sizeBytes) {
+          this.#report.unreadable("ERROR bitmaps: their tables overlap");
+          return;
+        }
         yield* this.#bitmapTable(entry);
       }
     } catch (error) {

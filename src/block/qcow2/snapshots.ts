@@ -17,8 +17,10 @@
  */
 
 import { BlockError } from "../errors.ts";
+import { limits } from "../../limits.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import type { MaybePromise } from "../types.ts";
+import { ClusterCounter } from "./cluster_counter.ts";
 import { HI_COMPRESSED, HI_COPIED, MAX_L1_BYTES, MAX_SNAPSHOTS } from "./format.ts";
 import type { Qcow2Image } from "./image.ts";
 import { compressedExtent, entryOffset } from "./l2_entry.ts";
@@ -368,10 +370,16 @@ export class Qcow2Snapshots {
     const table = new Uint8Array(clusterSize);
     const view = new DataView(table.buffer);
     const turns = new Turns();
+    const seen = new ClusterCounter(limits.qcow2CheckBytes);
     for (let index = 0; index < size; index++) {
       const tableOffset = entryOffset(l1View.getUint32(index * 8), l1View.getUint32(index * 8 + 4));
       if (tableOffset === 0) continue;
       yield* this.#checkTable(tableOffset);
+      // Else a hostile table could make this take for ever.
+      if (seen.get(tableOffset / clusterSize) > 0) {
+        yield* this.#image.corrupted(`L2 table 0x${tableOffset.toString(16)} is used twice`);
+      }
+      seen.add(tableOffset / clusterSize, 1);
       yield* settle(file.read(tableOffset, table));
       for (let at = 0; at < table.length; at += l2EntryBytes) {
         const high = view.getUint32(at);
@@ -438,8 +446,11 @@ export class Qcow2Snapshots {
     const { l2, geometry } = this.#image;
     const { l2Coverage, sliceCoverage, sliceBytes, l2EntryBytes } = geometry;
     const turns = new Turns();
+    const seen = new ClusterCounter(limits.qcow2CheckBytes);
     for (let index = 0; index < l2.l1Size; index++) {
-      if (l2.tableOffset(index) === 0) continue;
+      const cluster = Math.floor(l2.tableOffset(index) / geometry.clusterSize);
+      if (cluster === 0 || seen.get(cluster) > 0) continue;
+      seen.add(cluster, 1);
       const end = (index + 1) * l2Coverage;
       for (let guest = index * l2Coverage; guest < end; guest += sliceCoverage) {
         const slice = yield* l2.slice(guest);
