@@ -104,7 +104,7 @@ async function commit(
     output: ImgOutput;
   },
 ): Promise<void> {
-  const progress = await new ImgProgress(args, output, "committing").load();
+  const progress = new ImgProgress(args, output, "committing");
   let timer: ReturnType<typeof setInterval> | undefined;
   let isDone = false;
   try {

@@ -68,7 +68,7 @@ function compareImages(
       await session.open(names[0], { ...options, format: args.get("a-format") }).catch(asOpenError),
       await session.open(names[1], { ...options, format: args.get("b-format") }).catch(asOpenError),
     ];
-    const progress = await new ImgProgress(args, output, "comparing").load();
+    const progress = new ImgProgress(args, output, "comparing");
     let isDone = false;
     try {
       const comparison = await compareDisks(first.node, second.node, {

@@ -85,7 +85,7 @@ async function copy(
 ): Promise<void> {
   const nodes = sources.map(({ node }) => node);
   checkTarget(nodes, target, settings);
-  const progress = await new ImgProgress(args, output, "converting").load();
+  const progress = new ImgProgress(args, output, "converting");
   let isDone = false;
   try {
     await convertDisks({

@@ -23,6 +23,8 @@ export class ImgProgress {
   #percent = -1;
   #lastMs: number;
   #bar: Progress | null = null;
+  #loading: Promise<void> | null = null;
+  #isEnded = false;
 
   /** `step`: what is being done, for the bar. */
   constructor(args: Arguments, output: ImgOutput, step: string) {
@@ -46,19 +48,16 @@ export class ImgProgress {
     const nowMs = performance.now();
     if (nowMs - this.#lastMs < BAR_EVERY_MS) return;
     this.#lastMs = nowMs;
+    // Most commands end before they need what draws bars.
+    this.#loading ??= import("../progress.ts").then(({ Progress }) => {
+      if (!this.#isEnded) this.#bar = new Progress();
+    });
     this.#bar?.report(this.#step, doneBytes, totalBytes);
   };
 
-  /** Loads what draws bars, where one may be drawn. */
-  async load(): Promise<this> {
-    if (this.#isPlain || this.#isSilent) return this;
-    const { Progress } = await import("../progress.ts");
-    this.#bar = new Progress();
-    return this;
-  }
-
   /** The end; a failed command leaves the line as it is. */
   end(isDone: boolean): void {
+    this.#isEnded = true;
     this.#bar?.end();
     if (!this.#isPlain) return;
     if (isDone) this.#print(100);

@@ -90,7 +90,7 @@ async function copy(
   const { node, isInChain } = backing === ""
     ? { node: null, isInChain: false }
     : await openBacking(session, overlay, { backing, format: args.get("backing-format") });
-  const progress = await new ImgProgress(args, output, "rebasing").load();
+  const progress = new ImgProgress(args, output, "rebasing");
   let isDone = false;
   try {
     await copyDifferences({
