@@ -1,5 +1,5 @@
 /**
- * What object-add makes: limits that throttle nodes share, secrets, and certificates for TLS.
+ * What object-add makes: limits that throttle nodes share, and certificates for TLS.
  *
  * @module
  */
@@ -28,7 +28,6 @@ export interface TlsCredentials {
 /** An object of the monitor. */
 export type MonitorObject =
   | { type: "throttle-group"; group: ThrottleGroup; limits: QmpThrottleLimits }
-  | { type: "secret" }
   | { type: "tls-creds-x509"; credentials: TlsCredentials }
   | { type: "iothread" };
 

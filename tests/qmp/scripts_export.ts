@@ -47,6 +47,7 @@ export const exportScripts: Record<string, Script> = {
     await exportAdd({ id: "e2", "node-name": "d", type: "q" });
     await exportAdd({ id: "e2", "node-name": "d", x: 1 });
     await exportAdd({ "node-name": "d" });
+    await exportAdd({ id: "e2", "node-name": "d", name: "second", iothread: "gone" });
     await exportAdd({ id: "e2", "node-name": "d", name: "second", writable: true });
     await side.run("query-block-exports");
     await side.run("blockdev-del", { "node-name": "d" });

@@ -211,6 +211,53 @@ export const jobScripts: Record<string, Script> = {
     await becomes(side, "k", "concluded");
     await side.run("job-dismiss", { id: "k" });
   },
+  "grouped jobs end together": async (side) => {
+    await makeDisk(side);
+    await add(side, { driver: "null-co", "node-name": "n", size: 4 * MiB });
+    await add(side, {
+      driver: "blkdebug",
+      "node-name": "bad",
+      image: "n",
+      "inject-error": [{ event: "none", iotype: "write", errno: 5 }],
+    });
+    const backup = (id: string, target: string) => ({
+      type: "blockdev-backup",
+      data: {
+        "job-id": id,
+        device: id === "j" ? "d" : "df",
+        target,
+        sync: "full",
+        "auto-dismiss": false,
+      },
+    });
+    await side.run("transaction", {
+      actions: [backup("j", "t"), backup("j", "bad")],
+      properties: { "completion-mode": "grouped" },
+    });
+    await side.run("query-jobs");
+    await side.run("transaction", {
+      actions: [backup("j", "bad")],
+      properties: { "completion-mode": "grouped" },
+    });
+    await becomes(side, "j", "concluded");
+    await side.run("query-jobs");
+    await side.run("job-dismiss", { id: "j" });
+  },
+  "speed": async (side) => {
+    await makeDisk(side);
+    await side.run("blockdev-backup", {
+      "job-id": "j",
+      device: "d",
+      target: "t",
+      sync: "full",
+      speed: 65536,
+    });
+    await becomes(side, "j", "running");
+    await side.run("block-job-set-speed", { device: "j", speed: -1 });
+    await side.run("block-job-set-speed", { device: "gone", speed: 1 });
+    await side.run("block-job-set-speed", { device: "j", speed: 0 });
+    await becomes(side, "j", "null");
+  },
   "mirror": async (side) => {
     await makeDisk(side);
     const mirror = (args: Json) =>

@@ -73,6 +73,7 @@ const injectErrorFields = {
   sector: optional(int),
   once: optional(bool),
   immediately: optional(bool),
+  "delay-ns": optional(int),
 } satisfies Fields;
 
 function fields(types: BlockdevTypes) {
@@ -109,6 +110,7 @@ function faultRule(rule: Parsed<typeof injectErrorFields>): FaultRule {
     operations: rule.iotype === undefined ? EVENTS[rule.event] ?? [] : [OPERATIONS[rule.iotype]],
     error: ERRNO_CODES[rule.errno ?? 5] ?? "EIO",
     ...(rule.once ? { count: 1 } : {}),
+    ...(rule["delay-ns"] === undefined ? {} : { delayMs: rule["delay-ns"] / 1e6 }),
     ...(sector === undefined || sector < 0
       ? {}
       : { range: { offset: sector * SECTOR_BYTES, length: SECTOR_BYTES } }),

@@ -121,6 +121,10 @@ export const exportCommands: readonly QmpCommand[] = [
   }, ({ name, mode }, monitor) => monitor.exports.remove(name, { isHard: mode === "hard" })),
   commandOf("block-export-add", () => exportOptions, ({ base, variant }, monitor) => {
     const { name, description, bitmaps } = variant as Parsed<typeof nbdFields>;
+    const { iothread } = base;
+    if (iothread !== undefined && monitor.objects.list().get(iothread)?.type !== "iothread") {
+      throw new BlockError("ENOENT", `iothread "${iothread}" not found`);
+    }
     monitor.exports.add({
       id: base.id,
       nodeName: base["node-name"],

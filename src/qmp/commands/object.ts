@@ -39,14 +39,6 @@ const x509Fields = {
   passwordid: optional(str),
 } satisfies Fields;
 
-const secretFields: Fields = {
-  data: optional(str),
-  file: optional(str),
-  format: optional(oneOf("QCryptoSecretFormat", ["raw", "base64"])),
-  keyid: optional(str),
-  iv: optional(str),
-};
-
 const iothreadFields: Fields = {
   "poll-max-ns": optional(int),
   "poll-grow": optional(int),
@@ -58,14 +50,13 @@ const iothreadFields: Fields = {
 
 const objectOptions = union("ObjectOptions", {
   base: {
-    "qom-type": oneOf("ObjectType", ["iothread", "secret", "throttle-group", "tls-creds-x509"]),
+    "qom-type": oneOf("ObjectType", ["iothread", "throttle-group", "tls-creds-x509"]),
     id: str,
   },
   tag: "qom-type",
   variants: () =>
     new Map<string, Fields>([
       ["iothread", iothreadFields],
-      ["secret", secretFields],
       ["throttle-group", throttleFields],
       ["tls-creds-x509", x509Fields],
     ]),
@@ -83,10 +74,8 @@ function addObject(
       case "tls-creds-x509":
         return { type: "tls-creds-x509", credentials: credentials(options, monitor) };
       // Its work is done where the block layer runs: here there is one loop for all.
-      case "iothread":
-        return { type: "iothread" };
       default:
-        throw new BlockError("ENOTSUP", `Objects of type '${type}' are not supported`);
+        return { type: "iothread" };
     }
   });
 }
