@@ -425,3 +425,28 @@ Deno.test("nodes that were opened as a chain's are gone when a job took them out
     await rig.close();
   }
 });
+
+Deno.test("a compressed backup takes less room and holds the same, also what the guest overwrote", async () => {
+  const rig = new ChainRig();
+  const source = rig.memory("source");
+  const guest = rig.device(source);
+  for (let i = 0; i < 40; i++) await fill(guest, i * CLUSTER, CLUSTER - 100, i + 1);
+  const before = await content(source);
+  const target = await rig.qcow2("target");
+  const job = await startBackup(rig.layer, {
+    jobId: "job0",
+    source,
+    target,
+    sync: "full",
+    compress: true,
+  });
+  await fill(guest, 3 * CLUSTER - 10, 20, 0x99);
+  await guest.writeZeroes(30 * CLUSTER, 100);
+  await rig.conclude(job);
+  assertEquals(job.failure, null);
+  assertSameBytes(await content(target), before);
+  await rig.check(target);
+  const bytes = target.children.get("file")?.node.allocatedBytes ?? Infinity;
+  if (bytes > 20 * CLUSTER) throw new Error(`${bytes} bytes are not compressed`);
+  await rig.close();
+});
