@@ -58,7 +58,7 @@ async function convert(
           warn: (message) => warn(output, message),
         });
       }
-    });
+    }, { isCopying: true });
   } catch (error) {
     throw isTargetMade(made, error);
   }
