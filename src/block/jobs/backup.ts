@@ -250,7 +250,9 @@ class BackupDriver implements JobDriver {
     if (run === null && this.#cursor > 0) run = leftToCopy.nextRun(0, this.#cursor);
     if (run === null) return null;
     // The filter takes a chunk of it, or more where it is zeroes; what it takes is no longer left.
-    run.length = Math.min(run.length, this.#options.maxChunkBytes || Infinity);
+    const { maxChunkBytes = 0 } = this.#options;
+    const whole = maxChunkBytes - maxChunkBytes % (this.#filter.clusterSizeBytes ?? 1);
+    if (whole > 0) run.length = Math.min(run.length, whole);
     this.#cursor = run.offset;
     return run;
   }

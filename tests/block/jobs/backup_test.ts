@@ -404,3 +404,21 @@ Deno.test("a backup whose target fails under a guest's write gives up the write,
     }
   }
 });
+
+Deno.test("a backup's max-chunk is rounded down to clusters", async () => {
+  const rig = new JobRig();
+  const source = rig.memory("source", 4 * MiB + 512);
+  const target = rig.memory("target", 4 * MiB + 512);
+  await fill(source, 0, 4 * MiB + 512, 0x11);
+  const job = await startBackup(rig.layer, {
+    jobId: "job0",
+    source,
+    target,
+    sync: "full",
+    maxChunkBytes: 100_000,
+    maxWorkers: 3,
+  });
+  await rig.conclude(job);
+  assertSameBytes(await content(target), await content(source));
+  await rig.close();
+});
