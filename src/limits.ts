@@ -143,6 +143,8 @@ export const limits = {
   qmpObjects: 256,
   /** Nodes on the way from an image to the last one of its backing chain. */
   backingChainDepth: 200,
+  /** Jobs of one block layer, those that nobody dismissed included. */
+  jobs: 256,
   /** Nodes of one block graph. */
   blockNodes: 4096,
 

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { limits } from "../../limits.ts";
 import { type Clock, systemClock } from "../clock.ts";
 import { BlockError } from "../errors.ts";
 import type { BlockGraph } from "../graph.ts";
@@ -67,6 +68,9 @@ export class Jobs {
       throw new BlockError("EINVAL", `Invalid job ID '${jobId}'`);
     }
     if (this.#jobs.has(jobId)) throw new BlockError("EINVAL", `Job ID '${jobId}' already in use`);
+    if (this.#jobs.size >= limits.jobs) {
+      throw new BlockError("EINVAL", `There are ${limits.jobs} jobs already`);
+    }
     const job = new Job(this, driver, options);
     this.#jobs.set(jobId, job);
     job.announce();

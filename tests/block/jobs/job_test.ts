@@ -3,6 +3,7 @@ import { BlockError } from "../../../src/block/errors.ts";
 import type { Job, JobDriver, JobOptions } from "../../../src/block/jobs/job.ts";
 import { JobTransaction } from "../../../src/block/jobs/job_transaction.ts";
 import { STATES_OF_VERB } from "../../../src/block/jobs/types.ts";
+import { limits } from "../../../src/limits.ts";
 import { assertFails } from "../support.ts";
 import { JobRig, MiB } from "./rig.ts";
 
@@ -289,5 +290,18 @@ Deno.test("operations of a job wait for drained sections, and drained sections f
   await Promise.all([drained, second]);
   await job.cancel();
   await rig.conclude(job);
+  await rig.close();
+});
+
+Deno.test("there are only so many jobs, also of those that nobody dismisses", async () => {
+  const rig = new JobRig();
+  for (let i = 0; i < limits.jobs; i++) {
+    const [job, puppet] = start(rig, { jobId: `job${i}`, autoDismiss: false });
+    puppet.next = "end";
+    await rig.conclude(job);
+  }
+  await assertFails(() => start(rig, { jobId: "more" }), "EINVAL", /256 jobs already/);
+  rig.jobs.get("job7").dismiss();
+  start(rig, { jobId: "more" });
   await rig.close();
 });
