@@ -1,11 +1,12 @@
 /**
- * What keeps dirty bitmaps with a disk: a format that can (qcow2) offers one as `bitmapStore` of its
- * node, and DirtyBitmaps (dirty_bitmap.ts) asks it. The only implementation is qcow2/bitmaps.ts.
+ * What keeps dirty bitmaps with a disk: a format that can (qcow2) offers one as `bitmapStore` of
+ * its node, and DirtyBitmaps (dirty_bitmap.ts) asks it. The only implementation is
+ * qcow2/bitmaps.ts.
  *
  *   node opened --load--> in memory, stored versions marked "in use" --store--> stored, free
  *
- * A stored bitmap that is in use while nobody has the disk open missed changes: its user was killed.
- * It is then inconsistent. Bitmaps of a node that is read-only stay as they are stored.
+ * A stored bitmap that is in use while nobody has the disk open missed changes: its user was
+ * killed. It is then inconsistent. Bitmaps of a node that is read-only stay as they are stored.
  *
  * @module
  */

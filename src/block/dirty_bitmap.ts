@@ -18,8 +18,8 @@
  *   idle --createSuccessor--> busy --abdicate (the old bits are done with)--> idle
  *                              \----reclaim (they are still needed)--------> idle
  *
- * A persistent bitmap is kept with its disk (see bitmap_store.ts): loaded by whoever opens the node,
- * by `load`; stored when the node is closed or becomes read-only.
+ * A persistent bitmap is kept with its disk (see bitmap_store.ts): loaded by whoever opens the
+ * node, by `load`; stored when the node is closed or becomes read-only.
  *
  * Names of calls, limits and error texts are QEMU's (block/dirty-bitmap.c,
  * block/monitor/bitmap-qmp-cmds.c).

@@ -1,8 +1,8 @@
 /**
  * A file on a disk that loses power. What was written since the last flush is kept apart, sector by
- * sector; when the power fails each sector holds what it held at the flush or any of what was written
- * to it since, whatever the others hold: writes are lost, overtake each other and are torn. A flush
- * makes durable what was answered before it was asked for, nothing else.
+ * sector; when the power fails each sector holds what it held at the flush or any of what was
+ * written to it since, whatever the others hold: writes are lost, overtake each other and are torn.
+ * A flush makes durable what was answered before it was asked for, nothing else.
  *
  * Requests are answered at once, or later and in any order.
  *

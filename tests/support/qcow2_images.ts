@@ -1,6 +1,6 @@
 /**
- * Images on disk for tests of formats: a folder that goes when the test ends, and QEMU's tools, which
- * make them and judge them.
+ * Images on disk for tests of formats: a folder that goes when the test ends, and QEMU's tools,
+ * which make them and judge them.
  *
  * @module
  */

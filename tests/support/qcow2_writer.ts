@@ -1,7 +1,7 @@
 /**
- * A program for kill_test.ts: writes to an image as fast as it can until it is killed, and says on its
- * standard output how many of its steps are on stable storage. Its steps follow from a seed, so that
- * whoever killed it knows them too.
+ * A program for kill_test.ts: writes to an image as fast as it can until it is killed, and says on
+ * its standard output how many of its steps are on stable storage. Its steps follow from a seed, so
+ * that whoever killed it knows them too.
  *
  *   deno run -A qcow2_writer.ts IMAGE SEED
  *

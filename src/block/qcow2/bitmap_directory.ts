@@ -1,6 +1,6 @@
 /**
- * The bitmaps extension of a qcow2 image as bytes: the header extension, the directory that it leads
- * to, and the tables that the directory's entries lead to. Bounds and error texts are QEMU's
+ * The bitmaps extension of a qcow2 image as bytes: the header extension, the directory that it
+ * leads to, and the tables that the directory's entries lead to. Bounds and error texts are QEMU's
  * (block/qcow2-bitmap.c).
  *
  *   header extension --> directory: entry, entry, ...
@@ -43,8 +43,11 @@ const TABLE_OFFSET_MASK = 0x00fffffffffffe00n;
 
 /** What the header extension says. */
 export interface BitmapExtension {
+  /** Entries of the directory. */
   count: number;
+  /** Where the directory is. */
   directoryOffset: number;
+  /** Its length. */
   directoryBytes: number;
 }
 
@@ -54,11 +57,13 @@ export interface DirectoryEntry {
   name: string;
   /** As it stands in the image, whatever that is. */
   nameBytes: Uint8Array;
+  /** Where the table is. */
   tableOffset: number;
   /** Its entries: one for each cluster of bits. */
   tableSize: number;
   /** BITMAP_* */
   flags: number;
+  /** log2 of the granularity. */
   granularityBits: number;
 }
 

@@ -1,15 +1,16 @@
 /**
  * The dirty bitmaps that a qcow2 image keeps: what a node over it offers as `bitmapStore`.
  *
- * New bitmaps are written in full, to clusters of their own, with a new directory, before the header
- * names that: a crash leaves the old ones, which are marked "in use" since before the first change of
- * the disk, and so count as inconsistent.
+ * New bitmaps are written in full, to clusters of their own, with a new directory, before the
+ * header names that: a crash leaves the old ones, which are marked "in use" since before the first
+ * change of the disk, and so count as inconsistent.
  *
  *   stored --markInUse--> in use --store--> stored
  *      \----a write while nobody has loaded them: marked all the same, for ever----> in use
  *
- * An extension whose autoclear bit is off was left behind by a program that does not know bitmaps and
- * wrote to the image. Its bitmaps are shown as inconsistent; their clusters are nobody's any more.
+ * An extension whose autoclear bit is off was left behind by a program that does not know bitmaps
+ * and wrote to the image. Its bitmaps are shown as inconsistent; their clusters are nobody's any
+ * more.
  *
  * @module
  */
@@ -130,8 +131,8 @@ export class Qcow2Bitmaps implements BitmapStore {
   }
 
   /**
-   * What `markInUse` does, for one who holds the lock: before the first change of the disk and of its
-   * size.
+   * What `markInUse` does, for one who holds the lock: before the first change of the disk and of
+   * its size.
    */
   *mark(): Steps<void> {
     if (this.isMarked) return;

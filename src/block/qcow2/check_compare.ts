@@ -1,8 +1,8 @@
 /**
  * Holds the reference counts in an image's file against the references that a scan counted, and the
- * COPIED bits of the active tables against the reference counts. Repairs both in place, where that is
- * possible: counts that are too low are raised, those that are too high lowered. Messages are QEMU's
- * (block/qcow2-refcount.c).
+ * COPIED bits of the active tables against the reference counts. Repairs both in place, where that
+ * is possible: counts that are too low are raised, those that are too high lowered. Messages are
+ * QEMU's (block/qcow2-refcount.c).
  *
  * @module
  */

@@ -1,7 +1,7 @@
 /**
- * Gives an image new reference counts, for a check that found the old ones beyond repair: a new table
- * and new blocks, in clusters that neither the image nor the old ones use, written in full before the
- * header names them. A crash before that leaves the image as it was.
+ * Gives an image new reference counts, for a check that found the old ones beyond repair: a new
+ * table and new blocks, in clusters that neither the image nor the old ones use, written in full
+ * before the header names them. A crash before that leaves the image as it was.
  *
  * @module
  */

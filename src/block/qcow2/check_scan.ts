@@ -43,8 +43,11 @@ const LO_L2_RESERVED = 0x1fe;
 
 /** What is scanned. */
 export interface ScannedImage {
+  /** The image's file. */
   readonly file: ImageFile;
+  /** As it stands in the file. */
   readonly header: Qcow2Header;
+  /** Sizes. */
   readonly geometry: Geometry;
   /** Of the file: the last one may be short. */
   readonly clusterCount: number;

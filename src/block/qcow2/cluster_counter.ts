@@ -1,7 +1,8 @@
 /**
  * How often each cluster of a file is referred to, counted in memory: a byte for each cluster where
- * something refers to a cluster nearby, four bytes where one counts more than 255 references. A bound
- * on the memory keeps a hostile image, which may claim to have any number of clusters, in check.
+ * something refers to a cluster nearby, four bytes where one counts more than 255 references. A
+ * bound on the memory keeps a hostile image, which may claim to have any number of clusters, in
+ * check.
  *
  * @module
  */

@@ -3,7 +3,8 @@
  *
  *   40 bytes of numbers | extra data | id | name | padding to 8 bytes
  *
- * and where the next one starts only its own lengths say. Extra data that nobody here knows is kept.
+ * and where the next one starts only its own lengths say. Extra data that nobody here knows is
+ * kept.
  *
  * @module
  */
@@ -37,6 +38,7 @@ export interface SnapshotEntry {
   name: string;
   /** When it was made, by the clock of the wall. */
   dateSeconds: number;
+  /** The rest of that. */
   dateNanoseconds: number;
   /** How long the machine had run. */
   vmClockNs: bigint;

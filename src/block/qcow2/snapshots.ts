@@ -4,12 +4,12 @@
  *
  * Each change is made in an order that a crash at any moment can't turn into harm:
  *
- *   create   count everything once more -> COPIED bits cleared -> L1 copy and table -> header
- *   apply    count what the snapshot has -> new active L1 table -> header -> uncount what was active
+ *   create   count all once more -> COPIED bits cleared -> L1 copy and table -> header
+ *   apply    count what the snapshot has -> new active L1 table -> header -> uncount the rest
  *   remove   table without it -> header -> uncount what it had -> COPIED bits set again
  *
- * Clusters may be left counted too high (leaked), and COPIED bits cleared that could be set: a check
- * that repairs leaks puts both right. Nothing that a snapshot has is ever written in place.
+ * Clusters may be left counted too high (leaked), and COPIED bits cleared that could be set: a
+ * check that repairs leaks puts both right. Nothing that a snapshot has is ever written in place.
  *
  * Call these with nothing in flight: in a drained section that covers the node.
  *
@@ -41,6 +41,7 @@ export interface Qcow2SnapshotInfo {
   name: string;
   /** When it was made, by the clock of the wall. */
   dateSeconds: number;
+  /** The rest of that. */
   dateNanoseconds: number;
   /** How long the machine had run. */
   vmClockNs: bigint;

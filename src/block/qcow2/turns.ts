@@ -1,5 +1,6 @@
 /**
- * Long work on tables in the isolate of a disk: whatever else it has to do gets a turn now and then.
+ * Long work on tables in the isolate of a disk: whatever else it has to do gets a turn now and
+ * then.
  *
  * @module
  */

@@ -1,7 +1,7 @@
 /**
  * Power failures: random requests to an image over a file that loses, reorders and tears what was
- * not flushed, at a random moment. Whatever is left, the image has no corruption, everything that was
- * flushed is there, leaks can be repaired, and it works on.
+ * not flushed, at a random moment. Whatever is left, the image has no corruption, everything that
+ * was flushed is there, leaks can be repaired, and it works on.
  *
  * OVIS_CRASH_SEED and OVIS_CRASH_RUNS say where to start and how much to try.
  *

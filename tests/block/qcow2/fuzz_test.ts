@@ -1,7 +1,7 @@
 /**
  * Hostile images: headers, tables, refcounts, snapshot tables, bitmaps and compressed data with
- * random damage. Whatever is done to such an image ends soon, in bounded memory, with an answer or a
- * BlockError; nothing else is ever thrown.
+ * random damage. Whatever is done to such an image ends soon, in bounded memory, with an answer or
+ * a BlockError; nothing else is ever thrown.
  *
  * OVIS_FUZZ_RUNS and OVIS_FUZZ_SEED say how much to try and where to start.
  *

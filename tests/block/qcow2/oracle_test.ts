@@ -1,6 +1,7 @@
 /**
- * Every kind of image that qemu-img makes: filled by qemu-io, read by us, written by us, read by QEMU,
- * written by QEMU, read by us. The bytes are always the same, and qemu-img check finds nothing.
+ * Every kind of image that qemu-img makes: filled by qemu-io, read by us, written by us, read by
+ * QEMU, written by QEMU, read by us. The bytes are always the same, and qemu-img check finds
+ * nothing.
  *
  * @module
  */
