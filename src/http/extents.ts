@@ -44,33 +44,82 @@ export interface MapRequest {
   limit: number;
 }
 
+/** Asks a worker. */
+export type ReadMap = (
+  context: Exclude<MapContext, "zero">,
+  part: MapRequest,
+) => Promise<{ extents: ExtentInfo[] }>;
+
 /** The answer to a question about something of `sizeBytes`; `read` asks its worker. */
 export async function answerMap(
   query: MapQuery,
   sizeBytes: number,
-  read: (request: MapRequest) => Promise<{ extents: ExtentInfo[] }>,
+  read: ReadMap,
 ): Promise<unknown> {
   const { offset, context } = query;
   if (offset >= sizeBytes) throw new ServiceError("outOfRange", `there are ${sizeBytes} bytes`);
   const length = Math.min(query.length ?? sizeBytes, sizeBytes - offset);
-  const { extents } = await read({
-    bitmap: query.bitmap ?? null,
-    offset,
-    length,
-    limit: Math.min(query.limit, limits.extentsPerAnswer),
-  });
+  const limit = Math.min(query.limit, limits.extentsPerAnswer);
+  const part = { bitmap: query.bitmap ?? null, offset, length, limit };
+  const extents = await readExtents(context, part, read);
   const last = extents.at(-1);
   const next = last === undefined ? offset + length : last.offset + last.length;
-  return {
-    extents: extents.map((extent) => describeExtent(extent, context)),
-    nextOffset: next < offset + length ? next : null,
-  };
+  return { extents, nextOffset: next < offset + length ? next : null };
 }
 
-function describeExtent({ offset, length, flags }: ExtentInfo, context: MapContext) {
+async function readExtents(
+  context: MapContext,
+  part: MapRequest,
+  read: ReadMap,
+): Promise<DescribedExtent[]> {
+  if (context !== "dirty") {
+    const asked = context === "zero" ? "allocation" : context;
+    const { extents } = await read(asked, part);
+    return extents.map((extent) => describeExtent(extent, asked));
+  }
+  const [dirty, allocation] = await Promise.all([read("dirty", part), read("allocation", part)]);
+  const extents = [...intersect(dirty.extents, allocation.extents)].slice(0, part.limit);
+  return extents.map(({ offset, length, flags: [dirtyFlags, allocationFlags] }) => ({
+    ...describeExtent({ offset, length, flags: dirtyFlags }, "dirty"),
+    zero: (allocationFlags & NBD_STATE_ZERO) !== 0,
+  }));
+}
+
+/** Runs in which neither map changes, as far as both go. Both begin at the same place. */
+export function* intersect(
+  first: readonly ExtentInfo[],
+  second: readonly ExtentInfo[],
+): Generator<{ offset: number; length: number; flags: [number, number] }> {
+  let [i, j] = [0, 0];
+  let at = first[0]?.offset ?? 0;
+  for (;;) {
+    const [a, b] = [first[i], second[j]];
+    if (a === undefined || b === undefined) return;
+    const [endA, endB] = [a.offset + a.length, b.offset + b.length];
+    const end = Math.min(endA, endB);
+    yield { offset: at, length: end - at, flags: [a.flags, b.flags] };
+    at = end;
+    if (endA === end) i++;
+    if (endB === end) j++;
+  }
+}
+
+/** A run as clients see it: which of the words it has depends on the context. */
+interface DescribedExtent {
+  offset: number;
+  length: number;
+  hole?: boolean;
+  zero?: boolean;
+  readable?: boolean;
+  dirty?: boolean;
+}
+
+function describeExtent(
+  { offset, length, flags }: ExtentInfo,
+  context: Exclude<MapContext, "zero">,
+): DescribedExtent {
   switch (context) {
-    case "allocation":
-    case "zero": {
+    case "allocation": {
       const hole = (flags & NBD_STATE_HOLE) !== 0;
       return { offset, length, hole, zero: (flags & NBD_STATE_ZERO) !== 0 };
     }

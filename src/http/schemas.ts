@@ -399,7 +399,7 @@ export const ExtentsSchema = z.object({
     offset: z.int(),
     length: z.int(),
     hole: z.boolean().optional().describe("context=allocation, zero: takes no room"),
-    zero: z.boolean().optional().describe("context=allocation, zero: reads as zeroes"),
+    zero: z.boolean().optional().describe("context=allocation, zero, dirty: reads as zeroes"),
     readable: z.boolean().optional().describe("context=access: may be read"),
     dirty: z.boolean().optional().describe("context=dirty: changed"),
   })),

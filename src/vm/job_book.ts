@@ -42,6 +42,8 @@ export class JobBook {
   readonly #jobs = new Map<string, JobEntry>();
   /** What is to be done when a job has concluded. */
   readonly #onEnd = new Map<string, (job: JobEntry) => Promise<void>>();
+  /** Ends of jobs that are being put away. */
+  readonly #ending = new Set<Promise<void>>();
   #count = 0;
 
   /** Empty. */
@@ -125,6 +127,11 @@ export class JobBook {
     }
   }
 
+  /** Resolves when what ended jobs leave is put away. */
+  async settle(): Promise<void> {
+    await Promise.all(this.#ending);
+  }
+
   /** A job that has concluded is no longer shown. */
   dismiss(id: string): void {
     if (this.get(id).endedAt === null) {
@@ -153,12 +160,14 @@ export class JobBook {
     job.endedAt = new Date().toISOString();
     const onEnd = this.#onEnd.get(job.id);
     this.#onEnd.delete(job.id);
-    onEnd?.(job).catch((error: unknown) =>
+    if (onEnd === undefined) return;
+    const ending = onEnd(job).catch((error: unknown) =>
       this.#log.error("what job {job} leaves could not be put away: {error}", {
         job: job.id,
         error,
       })
-    );
+    ).finally(() => this.#ending.delete(ending));
+    this.#ending.add(ending);
   }
 
   #tell(job: JobEntry): void {

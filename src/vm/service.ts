@@ -73,6 +73,7 @@ export class Service implements AsyncDisposable {
     const book = new JobBook(events, log.getChild("job"));
     const shared = { folder, store, events, jobs: book, log, allowedFolders };
     const disks = new Disks({ ...shared, openStorage });
+    stack.defer(() => book.settle());
     stack.defer(() => disks.close());
     const jobs = new JobStarter(book, disks);
     const surroundings = { ...shared, images, disks, directory, starter: jobs };

@@ -174,7 +174,7 @@ Deno.test("extents of a disk: what is allocated, what a bitmap marks", async () 
     nextOffset: null,
   });
   assertEquals(await map("context=dirty&bitmap=b&offset=512&length=512"), {
-    extents: [{ offset: 512, length: 512, dirty: true }],
+    extents: [{ offset: 512, length: 512, dirty: true, zero: true }],
     nextOffset: null,
   });
   const refused = async (query: string) =>

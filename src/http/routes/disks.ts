@@ -18,7 +18,7 @@ import {
   ResizeDiskSchema,
   UploadQuery,
 } from "../disk_schemas.ts";
-import { answerMap } from "../extents.ts";
+import { answerMap, type ReadMap } from "../extents.ts";
 import { readPage } from "../page.ts";
 import { HttpError } from "../problem.ts";
 import { chooseRange } from "../range.ts";
@@ -252,19 +252,14 @@ function addExtents(router: Router, service: Service): void {
     if (query.context === "access") {
       throw new ServiceError("notSupported", "only a frozen view limits what may be read");
     }
-    const context = query.context === "dirty" ? "dirty" : "allocation";
-    return json(
-      await answerMap(
-        query,
-        sizeBytes,
-        (part) =>
-          service.disks.use(
-            name,
-            (driver, disk) => driver.call("diskExtents", { disk, context, ...part }),
-          )
-            .catch(explainBitmap),
-      ),
-    );
+    const read: ReadMap = (asked, part) => {
+      const context = asked === "dirty" ? "dirty" : "allocation";
+      return service.disks.use(
+        name,
+        (driver, disk) => driver.call("diskExtents", { disk, context, ...part }),
+      ).catch(explainBitmap);
+    };
+    return json(await answerMap(query, sizeBytes, read));
   });
 }
 

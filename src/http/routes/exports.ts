@@ -174,12 +174,11 @@ function addExtentsRoute(router: Router, service: Service): void {
   }, async ({ params, query }) => {
     const { name, sizeBytes } = service.exports.get(params.export);
     const machine = service.machineOfExport(name);
-    const context = query.context === "zero" ? "allocation" : query.context;
     return json(
       await answerMap(
         query,
         sizeBytes,
-        (part) => machine.call("exportExtents", { exportName: name, context, ...part }),
+        (context, part) => machine.call("exportExtents", { exportName: name, context, ...part }),
       ),
     );
   });
