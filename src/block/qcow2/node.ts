@@ -229,13 +229,15 @@ export class Qcow2Node extends BlockNode {
     return runSteps(statusOf(this.#image, offset, length));
   }
 
-  /** `grow` without preallocation. */
+  /** Without preallocation. */
   protected override doResize(sizeBytes: number): MaybePromise<void> {
-    return this.grow(sizeBytes, "off");
+    return runSteps(this.#resize(sizeBytes, "off"));
   }
 
   /** Resizes, with what is new allocated as asked for. Nothing may be in flight. */
   grow(sizeBytes: number, preallocation: PreallocationMode): MaybePromise<void> {
+    if (this.isReadOnly) throw new BlockError("EPERM", "Block node is read-only");
+    this.observer?.resizing(sizeBytes);
     return runSteps(this.#resize(sizeBytes, preallocation));
   }
 

@@ -135,4 +135,7 @@ Deno.test("Qcow2Node.resize() refuses what QEMU refuses", async () => {
   await node.write(MiB - 1, filled(1, 5));
   await node.close();
   await assertSound(file, "after refusals");
+  const reader = await openImage(file, { isReadOnly: true });
+  await assertFails(() => reader.grow(2 * MiB, "metadata"), "EPERM", "Block node is read-only");
+  await reader.close();
 });
