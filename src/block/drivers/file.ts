@@ -79,6 +79,8 @@ export class FileNode extends BlockNode {
   /** A run known to hold data: finding its end again can be slow (tmpfs looks at every page). */
   #dataStart = 0;
   #dataEnd = 0;
+  /** Where the hole ended that was found last: a map goes on there, and finds data. */
+  #holeEnd = -1;
   #canPunch: boolean;
   #canZeroRange: boolean;
   /** Bytes written since the last flush began. What a former process left unwritten is unknown. */
@@ -210,9 +212,11 @@ export class FileNode extends BlockNode {
     if (offset >= this.#dataStart && offset < this.#dataEnd) {
       end = this.#dataEnd;
     } else {
-      const run = this.#libc?.runAt(this.#fd, offset) ?? null;
+      const expectsData = offset === this.#holeEnd;
+      const run = this.#libc?.runAt(this.#fd, offset, expectsData) ?? null;
       if (run !== null) {
         ({ isData, end } = run);
+        this.#holeEnd = isData ? -1 : end;
         if (isData) {
           this.#dataStart = offset;
           this.#dataEnd = end;

@@ -170,9 +170,16 @@ export class LibC {
     return length;
   }
 
-  /** Whether `offset` holds data or is in a hole, and how far; null where nobody can say. */
-  runAt(fd: number, offset: number): FileRun | null {
+  /**
+   * Whether `offset` holds data or is in a hole, and how far; null where nobody can say. One call
+   * less where data is expected and found.
+   */
+  runAt(fd: number, offset: number, expectsData = false): FileRun | null {
     const { lseek } = this.#library.symbols;
+    if (expectsData) {
+      const hole = Number(lseek(fd, BigInt(offset), SEEK_HOLE));
+      if (hole > offset) return { isData: true, end: hole };
+    }
     const data = Number(lseek(fd, BigInt(offset), SEEK_DATA));
     if (data < 0) return this.#errno() === ENXIO ? { isData: false, end: Infinity } : null;
     if (data > offset) return { isData: false, end: data };
