@@ -34,7 +34,11 @@ export async function benchInterpreter(service: Service): Promise<Row[]> {
   };
   const path = await makeDisk();
   try {
-    await using ours = await startOurs(service, demoGuest, { ...memory, diskBytes: DISK_BYTES });
+    await using ours = await startOurs(service, demoGuest, {
+      ...memory,
+      diskBytes: DISK_BYTES,
+      accel: "interpreter",
+    });
     const oursSpeed = await measure(ours);
     await using qemu = startQemu(demoGuest, { ...memory, diskPath: path });
     const qemuSpeed = await measure(qemu);
@@ -65,7 +69,10 @@ export async function benchBoot(service: Service): Promise<Row[]> {
     await guest.waitFor(/Run \/init as init process/);
     return (performance.now() - begin) / 1000;
   };
-  const ours = await medianOf(3, () => timed(() => startOurs(service, files, options)));
+  const ours = await medianOf(
+    3,
+    () => timed(() => startOurs(service, files, { ...options, accel: "translator" })),
+  );
   const qemu = await medianOf(3, () => timed(() => startQemu(files, options)));
   return [{
     what: "Debian's kernel to init",

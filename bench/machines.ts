@@ -33,7 +33,7 @@ let serial = 0;
 export async function startOurs(
   service: Service,
   files: GuestFiles,
-  options: { memoryBytes: number; diskBytes?: number },
+  options: { memoryBytes: number; diskBytes?: number; accel?: "interpreter" | "translator" },
 ): Promise<Guest & { vm: string }> {
   const name = `bench${++serial}`;
   await service.call("POST", "/v1/images", { name, cmdline: files.cmdline ?? "" });
@@ -43,6 +43,7 @@ export async function startOurs(
     name,
     image: name,
     memoryBytes: options.memoryBytes,
+    ...(options.accel !== undefined && { accel: options.accel }),
     disks: options.diskBytes === undefined ? [] : [{ name: "disk0", sizeBytes: options.diskBytes }],
   });
   const console = new ServiceConsole(service, name);

@@ -7,13 +7,15 @@
 import { Service } from "../tests/support/service.ts";
 import { benchBlock } from "./block.ts";
 import { benchConvert } from "./convert.ts";
+import { benchCpu } from "./cpu.ts";
 import { benchBoot, benchDisk, benchFleecing, benchInterpreter } from "./guest.ts";
 import { benchNbd } from "./nbd.ts";
 import { benchQcow2 } from "./qcow2.ts";
 import { print, printTable, type Row } from "./table.ts";
 
 const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> = {
-  interpreter: ["The processor", benchInterpreter],
+  interpreter: ["The interpreter", benchInterpreter],
+  cpu: ["The processor, with the translator", benchCpu],
   boot: ["Booting", benchBoot],
   disk: ["The guest's disk", benchDisk],
   block: ["The block layer by itself", benchBlock],

@@ -80,13 +80,13 @@ static struct item *sort_list(struct item *list, int count) {
 }
 static u64 list(void) {
   u64 sum = 0;
-  for (int round = 0; round < 12; round++) {
+  {
     for (int i = 0; i < 4096; i++) {
       items[i].next = i < 4095 ? &items[i + 1] : 0;
       items[i].value = random32();
     }
     struct item *head = sort_list(items, 4096);
-    for (int walk = 0; walk < 40; walk++)
+    for (int walk = 0; walk < 20; walk++)
       for (struct item *p = head; p; p = p->next) sum = sum * 31 + p->value;
   }
   return sum;
@@ -97,8 +97,7 @@ static u64 matrix(void) {
   u64 sum = 0;
   for (int i = 0; i < 96; i++)
     for (int j = 0; j < 96; j++) ma[i][j] = random32() & 255, mb[i][j] = random32() & 255;
-  for (int round = 0; round < 4; round++)
-    for (int i = 0; i < 96; i++)
+  for (int i = 0; i < 96; i++)
       for (int j = 0; j < 96; j++) {
         int x = 0;
         for (int k = 0; k < 96; k++) x += ma[i][k] * mb[k][j];
@@ -113,7 +112,7 @@ static u64 states(void) {
   static const char set[] = "0123456789+-.eE, x";
   u64 counts[8] = {0};
   for (int i = 0; i < 1 << 16; i++) bytes[i] = set[random32() % 18];
-  for (int round = 0; round < 12; round++) {
+  for (int round = 0; round < 4; round++) {
     int state = 0;
     for (int i = 0; i < 1 << 16; i++) {
       u8 c = bytes[i];
@@ -144,17 +143,17 @@ static u64 hash(void) {
     for (int k = 0; k < 8; k++) c = c & 1 ? 0xedb88320u ^ (c >> 1) : c >> 1;
     crc_table[i] = c;
   }
-  for (int i = 0; i < 1 << 20; i++) bytes[i] = random32();
-  for (int i = 0; i < 1 << 20; i++) {
+  for (int i = 0; i < 1 << 16; i++) bytes[i] = random32();
+  for (int i = 0; i < 1 << 16; i++) {
     crc = crc_table[(crc ^ bytes[i]) & 255] ^ (crc >> 8);
     fnv = (fnv ^ bytes[i]) * 0x100000001b3ul;
   }
   /* a hash table with open addressing */
-  memset(words, 0, sizeof words);
+  memset(words, 0, sizeof words / 8);
   u64 probes = 0;
-  for (int i = 0; i < 100000; i++) {
-    u32 key = random32() | 1, at = (key * 2654435761u) >> 14;
-    while (words[at] && words[at] != key) at = (at + 1) & ((1 << 18) - 1), probes++;
+  for (int i = 0; i < 12000; i++) {
+    u32 key = random32() | 1, at = (key * 2654435761u) >> 17;
+    while (words[at] && words[at] != key) at = (at + 1) & ((1 << 15) - 1), probes++;
     words[at] = key;
   }
   return crc + fnv + probes;
@@ -184,16 +183,16 @@ static void quicksort(u32 *a, i64 low, i64 high) {
 }
 static u64 sort(void) {
   u64 sum = 0;
-  for (int i = 0; i < 100000; i++) words[i] = random32();
-  quicksort(words, 0, 99999);
-  for (int i = 0; i < 100000; i++) sum = sum * 31 + words[i];
+  for (int i = 0; i < 16000; i++) words[i] = random32();
+  quicksort(words, 0, 15999);
+  for (int i = 0; i < 16000; i++) sum = sum * 31 + words[i];
   return sum;
 }
 
 /* LZ77 with a hash of three bytes, and back again. */
 static u64 compress(void) {
   static u32 heads[1 << 12];
-  int size = 1 << 17, out = 0;
+  int size = 1 << 16, out = 0;
   for (int i = 0; i < size; i++) bytes[i] = i >= 64 && random32() % 4 ? bytes[i - 1 - random32() % 60] : random32() % 40;
   memset(heads, 0, sizeof heads);
   for (int i = 0; i < size;) {
@@ -250,7 +249,7 @@ static u64 interpreter(void) {
   /* The program above is only a mix of opcodes: offsets that run wild are brought back. */
   int pc = 0, sp = 0;
   const int size = sizeof program / sizeof *program;
-  while (steps < 3000000) {
+  while (steps < 100000) {
     steps++;
     if (pc >= size) pc = 0;
     sp &= 7;
@@ -286,7 +285,7 @@ OPERATION(op_and, (a & b) + 3)
 static operation volatile operations[8] = {op_add, op_xor, op_mul, op_rot, op_sub, op_mix, op_or, op_and};
 static u64 indirect(void) {
   u64 x = 1;
-  for (u64 i = 0; i < 1000000; i++) x = operations[(x ^ i) & 7](x, i);
+  for (u64 i = 0; i < 60000; i++) x = operations[(x ^ i) & 7](x, i);
   return x;
 }
 
@@ -295,11 +294,11 @@ static u64 calls(void) { return fib(25); }
 
 static u64 sieve(void) {
   u64 count = 0;
-  memset(bytes, 1, 1 << 20);
-  for (u32 i = 2; i < 1 << 20; i++)
+  memset(bytes, 1, 1 << 18);
+  for (u32 i = 2; i < 1 << 18; i++)
     if (bytes[i]) {
       count++;
-      for (u64 j = (u64)i * i; j < 1 << 20; j += i) bytes[j] = 0;
+      for (u64 j = (u64)i * i; j < 1 << 18; j += i) bytes[j] = 0;
     }
   return count;
 }
@@ -340,7 +339,7 @@ static u64 nbody(void) {
     {8.34, 4.12, -.4, -1.01, 1.82, .008, .0113}, {12.89, -15.11, -.22, 1.08, .868, -.01, .0017},
     {15.37, -25.9, .179, .979, .594, -.034, .002},
   };
-  for (int step = 0; step < 20000; step++) {
+  for (int step = 0; step < 1500; step++) {
     for (int i = 0; i < 5; i++)
       for (int j = i + 1; j < 5; j++) {
         double dx = b[i].x - b[j].x, dy = b[i].y - b[j].y, dz = b[i].z - b[j].z;
@@ -360,7 +359,7 @@ static u64 nbody(void) {
 static double la[100][101];
 static u64 linpack(void) {
   double sum = 0;
-  for (int round = 0; round < 3; round++) {
+  {
     for (int i = 0; i < 100; i++)
       for (int j = 0; j < 101; j++) la[i][j] = (double)(random32() & 0xffff) / 65536 - .5;
     for (int k = 0; k < 100; k++) {
@@ -417,8 +416,8 @@ static u64 fft(void) {
 
 static u64 mandelbrot(void) {
   u64 sum = 0;
-  for (int py = 0; py < 100; py++)
-    for (int px = 0; px < 100; px++) {
+  for (int py = 0; py < 60; py++)
+    for (int px = 0; px < 60; px++) {
       double cx = px * .03 - 2.1, cy = py * .024 - 1.2, x = 0, y = 0;
       int n = 0;
       for (; n < 100 && x * x + y * y < 4; n++) {
@@ -451,7 +450,7 @@ int main(void) {
 #endif
     u64 best = ~0ul, sum = 0, spent = 0;
     /* At least three runs, and until engines that compile in the background have come to rest. */
-    for (int run = 0; run < 200 && (run < 3 || spent < 5000000); run++) {
+    for (int run = 0; run < 3000 && (run < 3 || spent < 8000000); run++) {
       seed = 12345;
       u64 begin = now();
       sum = kernels[k].run();

@@ -26,7 +26,7 @@ import type { HartEvent, HartRequest } from "./messages.ts";
 const BUDGET_INSTRUCTIONS = 0x1000_0000;
 /** When the translator looks where the interpreter is, and how often it must have seen a place. */
 const SAMPLE_PERIOD_INSTRUCTIONS = 1000;
-const HOT_SAMPLES = 4;
+const HOT_SAMPLES = 16;
 /** The longest that a hart sleeps without looking around. */
 const WAIT_MAX_MS = 1000;
 
