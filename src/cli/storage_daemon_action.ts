@@ -172,6 +172,9 @@ class StorageDaemon {
     // The command that stopped us is answered first.
     await this.#monitor.inTurn(() => {});
     await Promise.all(this.#listeners.map((listener) => listener.close()));
+    // Clients are told how exports and jobs end.
+    await this.#monitor.exports.close();
+    await this.#block.jobs.close();
     await this.#monitor.close();
     try {
       await this.#block.close();
