@@ -166,11 +166,19 @@ Deno.test("FileNode.open() refuses what is no regular file, with the reason", as
   await assertFails(() => open(folder.path), "EINVAL", /^Could not open '.*': Is a directory$/);
   await assertFails(() => open("/dev/zero"), "EINVAL", /it is a character device$/);
   await assertFails(() => open(`${folder.path}/none`), "ENOENT", /^Could not open '.*\/none'/);
-  await assertFails(() => open("/dev/zero/x"), "EINVAL", /ENOTDIR/);
+  await assertFails(() => open("/dev/zero/x"), "EINVAL", /Not a directory$/);
   await assertFails(() => open("a\0b"), "EINVAL", /NUL/);
-  await assertFails(() => open(`${folder.path}/${"x".repeat(300)}`), "EINVAL", /ENAMETOOLONG/);
+  await assertFails(
+    () => open(`${folder.path}/${"x".repeat(300)}`),
+    "EINVAL",
+    /File name too long$/,
+  );
   Deno.symlinkSync(`${folder.path}/loop`, `${folder.path}/loop`);
-  await assertFails(() => open(`${folder.path}/loop`), "EINVAL", /ELOOP/);
+  await assertFails(
+    () => open(`${folder.path}/loop`),
+    "EINVAL",
+    /Too many levels of symbolic links$/,
+  );
 });
 
 Deno.test({
@@ -192,13 +200,17 @@ Deno.test("FileNode.open() makes no file over another, nor one without a size", 
   const path = `${folder.path}/disk`;
   Deno.writeTextFileSync(path, "precious");
   const create = { nodeName: "disk", isReadOnly: false, create: true };
-  await assertFails(() => FileNode.open({ ...create, path, sizeBytes: 1 }), "EINVAL", /EEXIST/);
+  await assertFails(
+    () => FileNode.open({ ...create, path, sizeBytes: 1 }),
+    "EINVAL",
+    /File exists$/,
+  );
   Deno.symlinkSync(`${folder.path}/elsewhere`, `${folder.path}/link`);
   const link = `${folder.path}/link`;
   await assertFails(
     () => FileNode.open({ ...create, path: link, sizeBytes: 1 }),
     "EINVAL",
-    /EEXIST/,
+    /File exists$/,
   );
   const other = `${folder.path}/other`;
   for (const sizeBytes of [-1, 0.5, NaN, 2 ** 53]) {
