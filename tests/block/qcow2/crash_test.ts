@@ -24,7 +24,7 @@ import { Random } from "../../support/simulation.ts";
 import { contentOf, createImage, TINY_CACHES } from "./support.ts";
 
 const SEED = Number(Deno.env.get("OVIS_CRASH_SEED") ?? 1);
-const RUNS = Number(Deno.env.get("OVIS_CRASH_RUNS") ?? 12);
+const RUNS = Number(Deno.env.get("OVIS_CRASH_RUNS") ?? 8);
 const SECTOR = 512;
 /** Where the lowest byte of the incompatible features is. */
 const INCOMPATIBLE_AT = 79;
