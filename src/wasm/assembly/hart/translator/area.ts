@@ -7,6 +7,7 @@
  *   + HEAT         u8 counters of how often the interpreter was seen at a pc         64 KiB
  *   + PAGE_LIST    u32: RAM pages that have regions                                  64 KiB
  *   + STATE        words of regions.ts
+ *   + PAGE_TABLES  see locals.ts
  *   + SCRATCH      what one translation needs: see discover.ts, structure.ts         768 KiB
  *   + BODY         the code of the function that is being made                       1 MiB
  *   + HINTS        places of unlikely branches in it                                 128 KiB
@@ -27,6 +28,7 @@ export const REGIONS: u32 = 0x0040_0000;
 export const HEAT: u32 = 0x0080_0000;
 export const PAGE_LIST: u32 = 0x0081_0000;
 export const STATE: u32 = 0x0082_0000;
+export const PAGE_TABLES: u32 = 0x0082_1000;
 export const SCRATCH: u32 = 0x0083_0000;
 export const BODY: u32 = 0x0090_0000;
 export const HINTS: u32 = 0x00a0_0000;

@@ -39,6 +39,7 @@ import {
   NO_BLOCK,
   slotAt,
   slotDistance,
+  slotPage,
   targetOf,
 } from "./discover";
 import { emitFloatCheck, isFloat } from "./float";
@@ -67,7 +68,8 @@ export function emitFunction(): void {
   l.beginUse();
   for (let block: u32 = 0; block < blockCount; block++) {
     const first = blockFirst(block);
-    for (let i: u32 = 0; i < blockLength(block); i++) noteUse(slotAt(first + i));
+    l.beginBlockUse();
+    for (let i: u32 = 0; i < blockLength(block); i++) noteUse(first + i);
   }
   l.declareLocals();
   emitLoads();
@@ -289,6 +291,8 @@ export function emitLookup(isWrite: bool): void {
 /** Instructions of the block that were counted, but come after the one that is emitted. */
 let notExecuted: u32 = 0;
 let currentDistance: i32 = 0;
+/** The page that is kept for the access of the instruction that is emitted. */
+export let currentPage: u32 = 0;
 
 export function emitBlock(block: u32): void {
   const length = blockLength(block);
@@ -311,6 +315,7 @@ export function emitBlock(block: u32): void {
       emitFloatCheck();
       isFloatChecked = true;
     }
+    currentPage = slotPage(first + i);
     if (i + 1 < length || !emitEnd(block, slot)) emitInstruction(slot, currentDistance);
   }
   if (!endsItself(<u32>last >>> 24)) emitGoto(blockEnd(block));

@@ -16,7 +16,7 @@
  *   PAGES     {i32 distance from base in pages, u32 RAM page, u32 decoded code}
  *   QUEUE     i32: distances to be followed
  *   BLOCKS    see block*() below
- *   SLOTS     {u64 slot, i32 distance}
+ *   SLOTS     {u64 slot, i32 distance, u32 page of its access}
  */
 
 import { decodedSlot, knownCode, NO_PAGE, ramPageOf, straddlingSlot } from "../code";
@@ -116,6 +116,15 @@ export function slotAt(index: u32): u64 {
 
 export function slotDistance(index: u32): i32 {
   return load<i32>(scratch + SLOTS + index * SLOT_STRIDE, 8);
+}
+
+/** The page that is kept for an access: see locals.ts. */
+export function slotPage(index: u32): u32 {
+  return load<u32>(scratch + SLOTS + index * SLOT_STRIDE, 12);
+}
+
+export function setSlotPage(index: u32, page: u32): void {
+  store<u32>(scratch + SLOTS + index * SLOT_STRIDE, page, 12);
 }
 
 /** The block that begins at `distance`, or NO_BLOCK. */

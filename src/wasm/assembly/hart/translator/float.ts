@@ -14,6 +14,7 @@ import { HART_F, HART_X } from "../layout";
 import * as op from "../opcodes";
 import { FLOAT_DIRTY, FLOAT_HOST } from "../state";
 import { emitStep } from "./blocks";
+import { setSlotPage } from "./discover";
 import { emitX, fieldRd, fieldRs1, fieldRs2, setXFromStack } from "./instructions";
 import * as l from "./locals";
 import { emitHostAddress } from "./memory_access";
@@ -60,11 +61,11 @@ function readsX(bits: u32): bool {
   return (bits >> 27) === FUNCT5_FROM_INTEGER || (bits >> 27) === FUNCT5_FROM_X;
 }
 
-export function noteFloatUse(slot: u64): void {
+export function noteFloatUse(index: u32, slot: u64): void {
   const opcode = <u32>slot >>> 24;
   if (opcode <= op.OP_FSD) {
     const isStore = opcode >= op.OP_FSW;
-    l.useBase(fieldRs1(slot), isStore);
+    setSlotPage(index, l.useBase(fieldRs1(slot), isStore));
     if (isStore) l.useF(fieldRs2(slot));
     else l.writeF(fieldRd(slot));
     return;
@@ -80,8 +81,12 @@ export function noteFloatUse(slot: u64): void {
   if (readsX(bits)) l.useX(fieldRs1(slot));
   else l.useF(fieldRs1(slot));
   l.useF(fieldRs2(slot));
-  if (writesX(bits)) l.writeX(fieldRd(slot));
-  else l.writeF(fieldRd(slot));
+  if (!writesX(bits)) {
+    l.writeF(fieldRd(slot));
+    return;
+  }
+  l.writeX(fieldRd(slot));
+  l.endValue(fieldRd(slot));
 }
 
 // ---- operands -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import { HART_FENCE_WORD } from "../state";
 import { HART_X } from "../layout";
 import * as op from "../opcodes";
 import { emitStep } from "./blocks";
-import { isForInterpreter } from "./discover";
+import { isForInterpreter, setSlotPage, slotAt } from "./discover";
 import { emitFloat, isFloat, noteFloatUse } from "./float";
 import { emitLoad, emitStore } from "./memory_access";
 import * as l from "./locals";
@@ -47,17 +47,23 @@ function isStore(opcode: u32): bool {
 // ---- registers ----------------------------------------------------------------------------------
 
 /** Tells locals.ts what an instruction uses. More than it does does no harm. */
-export function noteUse(slot: u64): void {
+export function noteUse(index: u32): void {
+  const slot = slotAt(index);
   const opcode = <u32>slot >>> 24;
   if (isFloat(opcode)) {
-    noteFloatUse(slot);
+    noteFloatUse(index, slot);
     return;
   }
   if (isForInterpreter(opcode) || opcode === op.OP_NOP || opcode === op.OP_FENCE) return;
-  if (isLoad(opcode) || isStore(opcode)) l.useBase(fieldRs1(slot), isStore(opcode));
+  if (isLoad(opcode) || isStore(opcode)) {
+    setSlotPage(index, l.useBase(fieldRs1(slot), isStore(opcode)));
+  }
   if (opcode !== op.OP_LI && opcode !== op.OP_AUIPC) l.useX(fieldRs1(slot));
   l.useX(fieldRs2(slot));
   l.writeX(fieldRd(slot));
+  // A pointer that is moved on leads to the same page, most of the time.
+  const isStep = opcode === op.OP_ADDI && fieldRd(slot) === fieldRs1(slot);
+  if (!isStep) l.endValue(fieldRd(slot));
 }
 
 /** Puts the value of a register on the stack. */

@@ -1,14 +1,17 @@
 /**
  * The locals of a region's function. Registers of the guest that the region uses have one each;
- * so have, for each base register of its loads and of its stores, the page that was accessed last
- * by it: its address (`tag`) and what is added to a guest's address on it (`delta`).
+ * so have the pages that were accessed last: the address of each (`tag`) and what is added to a
+ * guest's address on it (`delta`). There is one of them for the loads, and one for the stores,
+ * relative to one value of a base register within a block; and for all those relative to what the
+ * register holds when a block begins.
  *
  *   parameters   hart, handle, base
- *   i32          LEFT ... FLOAT, deltas of loads, deltas of stores
- *   i64          PC ... , x registers, tags of loads, tags of stores
+ *   i32          LEFT ... FLOAT, deltas
+ *   i64          PC ... , x registers, tags
  *   f64          FLOAT_RESULT, f registers
  */
 
+import { area, PAGE_TABLES } from "./area";
 import * as w from "./writer";
 
 export const HART: u32 = 0;
@@ -34,15 +37,23 @@ export let usedX: u32 = 0;
 export let writtenX: u32 = 0;
 export let usedF: u32 = 0;
 export let writtenF: u32 = 0;
-let readBases: u32 = 0;
-let writeBases: u32 = 0;
+let pageCount: u32 = 0;
+/** Registers that the block has written. */
+let newValues: u32 = 0;
+
+/**
+ * Of pages: beyond, all values of a register share one. u8 tables of 32 registers, by which pages
+ * are found: of the current value, and of that at the beginning of a block; + 1, for loads and for
+ * stores.
+ */
+const PAGES_MAX: u32 = 48;
+const CURRENT_PAGES: u32 = 0;
+const FIRST_PAGES: u32 = 64;
 
 /** First local of each kind. */
-let firstWriteDelta: u32 = 0;
 export let PC: u32 = 0;
 let firstX: u32 = 0;
 let firstTag: u32 = 0;
-let firstWriteTag: u32 = 0;
 export let FLOAT_RESULT: u32 = 0;
 let firstF: u32 = 0;
 
@@ -74,8 +85,27 @@ export function beginUse(): void {
   writtenX = 0;
   usedF = 0;
   writtenF = 0;
-  readBases = 0;
-  writeBases = 0;
+  pageCount = 0;
+  memory.fill(area() + PAGE_TABLES, 0, 128);
+}
+
+/** Begins a block: registers hold what they held before. */
+export function beginBlockUse(): void {
+  const tables = area() + PAGE_TABLES;
+  memory.copy(tables + CURRENT_PAGES, tables + FIRST_PAGES, 64);
+  newValues = 0;
+}
+
+function isNewValue(register: u32): bool {
+  return ((newValues >> register) & 1) !== 0;
+}
+
+/** The register has another value from now on. */
+export function endValue(register: u32): void {
+  const current = area() + PAGE_TABLES + CURRENT_PAGES + register;
+  store<u8>(current, 0);
+  store<u8>(current, 0, 32);
+  newValues |= 1 << register;
 }
 
 export function useX(register: u32): void {
@@ -96,10 +126,22 @@ export function writeF(register: u32): void {
   writtenF |= 1 << register;
 }
 
-export function useBase(register: u32, isWrite: bool): void {
+/** Notes an access relative to a register; the number of the page that is kept for it. */
+export function useBase(register: u32, isWrite: bool): u32 {
   useX(register);
-  if (isWrite) writeBases |= 1 << register;
-  else readBases |= 1 << register;
+  const which = register + (isWrite ? 32 : 0);
+  const current = area() + PAGE_TABLES + CURRENT_PAGES + which;
+  const known: u32 = load<u8>(current);
+  if (known !== 0) return known - 1;
+  // Not known: no access yet in this region relative to what a block found, or a new value.
+  const first = area() + PAGE_TABLES + FIRST_PAGES + which;
+  if (!isNewValue(register) || pageCount >= PAGES_MAX) {
+    if (load<u8>(first) === 0) store<u8>(first, ++pageCount);
+    store<u8>(current, load<u8>(first));
+    return <u32>load<u8>(first) - 1;
+  }
+  store<u8>(current, ++pageCount);
+  return pageCount - 1;
 }
 
 /** Gives everything its local, and writes their declaration. */
@@ -107,12 +149,10 @@ export function declareLocals(): void {
   // x0 is a constant.
   usedX &= ~1;
   writtenX &= ~1;
-  firstWriteDelta = FIRST_DELTA + popcnt(readBases);
-  PC = firstWriteDelta + popcnt(writeBases);
+  PC = FIRST_DELTA + pageCount;
   firstX = PC + I64_COUNT;
   firstTag = firstX + popcnt(usedX);
-  firstWriteTag = firstTag + popcnt(readBases);
-  FLOAT_RESULT = firstWriteTag + popcnt(writeBases);
+  FLOAT_RESULT = firstTag + pageCount;
   firstF = FLOAT_RESULT + 1;
   w.unsigned(3);
   w.unsigned(PC - LEFT);
@@ -142,14 +182,10 @@ export function localF(register: u32): u32 {
   return firstF + rank(usedF, register);
 }
 
-export function tagOf(register: u32, isWrite: bool): u32 {
-  return isWrite
-    ? firstWriteTag + rank(writeBases, register)
-    : firstTag + rank(readBases, register);
+export function tagOf(page: u32): u32 {
+  return firstTag + page;
 }
 
-export function deltaOf(register: u32, isWrite: bool): u32 {
-  return isWrite
-    ? firstWriteDelta + rank(writeBases, register)
-    : FIRST_DELTA + rank(readBases, register);
+export function deltaOf(page: u32): u32 {
+  return FIRST_DELTA + page;
 }

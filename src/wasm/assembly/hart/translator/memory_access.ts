@@ -1,12 +1,12 @@
 /**
- * Loads and stores. The page that a base register last led to is in locals; one comparison says
+ * Loads and stores. The page that a base register's value last led to is in locals (locals.ts); one comparison says
  * that an access is on it and aligned. Else a function of the module looks into the TLB, and at last a helper for the page; it gives
  * the address in this memory, or 0: then the interpreter executes the instruction, which faults,
  * crosses pages or goes to a device.
  */
 
 import * as op from "../opcodes";
-import { emitStep } from "./blocks";
+import { currentPage, emitStep } from "./blocks";
 import { emitX } from "./instructions";
 import * as l from "./locals";
 import { LOOKUP_READ, LOOKUP_WRITE } from "./module";
@@ -50,8 +50,8 @@ export function emitStore(opcode: u32, base: u32, imm: i64, source: u32): void {
 
 /** Leaves on the stack the address in this memory of x[base] + imm. */
 export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool): void {
-  const tag = l.tagOf(base, isWrite);
-  const delta = l.deltaOf(base, isWrite);
+  const tag = l.tagOf(currentPage);
+  const delta = l.deltaOf(currentPage);
   const size: i64 = 1 << sizeLog;
   emitX(base);
   if (imm !== 0) {
