@@ -14,9 +14,10 @@ import type { BlockNode } from "../../block/node.ts";
 import type { Arguments } from "./args.ts";
 import { CONVERT_SYNTAX, type ConvertSettings, convertSettings } from "./convert_arguments.ts";
 import { checkBitmaps, copyBitmaps } from "./convert_bitmaps.ts";
-import { isTargetMade, openTarget, type Target } from "./convert_target.ts";
+import { openTarget, type Target, withLeftovers } from "./convert_target.ts";
 import { optionHelp } from "./create_arguments.ts";
 import { ImgError } from "./errors.ts";
+import { watchSignals } from "./interrupt.ts";
 import { ImgProgress } from "./progress.ts";
 import type { ImgCommand, ImgOutput } from "./run.ts";
 import { errorCodeText, type Image, ImgSession, warn } from "./session.ts";
@@ -42,6 +43,7 @@ async function convert(
   output: ImgOutput,
 ): Promise<void> {
   const made = { filename: settings.target, isMade: false, isNew: false };
+  using _signals = watchSignals(made, output);
   try {
     await ImgSession.run(async (session) => {
       const { bitmaps } = session.block;
@@ -60,7 +62,7 @@ async function convert(
       }
     }, { isCopying: true });
   } catch (error) {
-    throw isTargetMade(made, error);
+    throw withLeftovers(made, error);
   }
 }
 

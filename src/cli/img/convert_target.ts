@@ -80,17 +80,20 @@ async function makeTarget(
   }
 }
 
+/** The error of a copy that failed, with what is left of the target: see `abandonTarget`. */
+export function withLeftovers(made: MadeTarget, error: unknown): unknown {
+  const left = abandonTarget(made);
+  if (left === null || !(error instanceof ImgError)) return error;
+  return new ImgError(`${error.message}\n${left}`, error.exitCode, { cause: error });
+}
+
 /**
- * After a copy that failed: takes the target away where it was made for it; else says what it is.
+ * After a copy that failed: takes the target away where its file was made for it (null); else says
+ * what it is.
  */
-export function isTargetMade({ filename, isMade, isNew }: MadeTarget, error: unknown): unknown {
-  if (!isMade || !isFileName(filename)) return error;
-  if (isNew) {
-    fs.rmSync(filename, { force: true });
-    return error;
-  }
-  if (!(error instanceof ImgError)) return error;
-  return new ImgError(`${error.message}\n'${filename}' holds an incomplete copy`, error.exitCode, {
-    cause: error,
-  });
+export function abandonTarget({ filename, isMade, isNew }: MadeTarget): string | null {
+  if (!isMade || !isFileName(filename)) return null;
+  if (!isNew) return `'${filename}' holds an incomplete copy`;
+  fs.rmSync(filename, { force: true });
+  return null;
 }

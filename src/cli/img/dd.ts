@@ -16,8 +16,9 @@ import {
   parseCreateOptions,
 } from "../../block/image/create_options.ts";
 import type { Arguments } from "./args.ts";
-import { isTargetMade } from "./convert_target.ts";
+import { withLeftovers } from "./convert_target.ts";
 import { ImgError } from "./errors.ts";
+import { watchSignals } from "./interrupt.ts";
 import type { ImgCommand, ImgOutput } from "./run.ts";
 import {
   errorCodeText,
@@ -56,10 +57,11 @@ export const command: ImgCommand = {
     const operands = operandsOf(args);
     const format = formatOf(args.get("output-format") ?? "raw");
     const made = { filename: operands.output, isMade: false, isNew: false };
+    using _signals = watchSignals(made, output);
     try {
       await copy(operands, { args, format, output, made });
     } catch (error) {
-      throw isTargetMade(made, error);
+      throw withLeftovers(made, error);
     }
     return 0;
   },
