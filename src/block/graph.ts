@@ -30,6 +30,8 @@ export class BlockGraph {
   readonly #backends = new Set<BlockBackend>();
   readonly #sections = new Set<DrainedSection>();
   /** Nodes that go with their last user: nobody else holds them. */
+  /** Nodes that left the graph and are being closed. */
+  readonly #closing = new Set<BlockNode>();
   readonly #adopted = new Set<BlockNode>();
   #unnamedCount = 0;
 
@@ -90,7 +92,7 @@ export class BlockGraph {
     if (node.parents.size > 0) throw inUse(node);
     this.#detach(node);
     try {
-      await node.close();
+      await this.#close(node);
     } finally {
       await this.sweep();
     }
@@ -114,12 +116,30 @@ export class BlockGraph {
   async sweep(): Promise<void> {
     const errors: unknown[] = [];
     for (;;) {
-      const node = [...this.#adopted].find(({ parents }) => parents.size === 0);
+      const node = [...this.#adopted].find((candidate) => this.#isUnused(candidate));
       if (node === undefined) break;
       this.#detach(node);
-      await node.close().catch((error) => errors.push(error));
+      await this.#close(node).catch((error) => errors.push(error));
     }
     if (errors.length > 0) throw errors[0];
+  }
+
+  /** A node that closes still uses its children: whoever closes it removes them then. */
+  #isUnused(node: BlockNode): boolean {
+    if (node.parents.size > 0) return false;
+    for (const parent of this.#closing) {
+      for (const edge of parent.children.values()) if (edge.node === node) return false;
+    }
+    return true;
+  }
+
+  async #close(node: BlockNode): Promise<void> {
+    this.#closing.add(node);
+    try {
+      await node.close();
+    } finally {
+      this.#closing.delete(node);
+    }
   }
 
   /**
@@ -224,7 +244,7 @@ export class BlockGraph {
       this.#forget(filter);
       for (const edge of edges) notifyReplaced(edge);
     });
-    await filter.close();
+    await this.#close(filter);
   }
 
   /** `replaceChildren` for one edge. */

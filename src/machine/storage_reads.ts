@@ -57,18 +57,14 @@ function place(offset: number, extents: readonly Extent[]): ExtentInfo[] {
 const ZERO_AREA_BYTES = 65536;
 
 /** What is written, in runs of data and of zeroes. */
-export function* runsOf(
-  bytes: Uint8Array,
-): Generator<{ offset: number; length: number; isZero: boolean }> {
-  let run: { offset: number; length: number; isZero: boolean } | null = null;
+export function runsOf(bytes: Uint8Array): { offset: number; length: number; isZero: boolean }[] {
+  const runs: { offset: number; length: number; isZero: boolean }[] = [];
   for (let offset = 0; offset < bytes.length; offset += ZERO_AREA_BYTES) {
     const area = bytes.subarray(offset, offset + ZERO_AREA_BYTES);
     const isZero = area.every((byte) => byte === 0);
-    if (run?.isZero === isZero) run.length += area.length;
-    else {
-      if (run !== null) yield run;
-      run = { offset, length: area.length, isZero };
-    }
+    const last = runs.at(-1);
+    if (last?.isZero === isZero) last.length += area.length;
+    else runs.push({ offset, length: area.length, isZero });
   }
-  if (run !== null) yield run;
+  return runs;
 }

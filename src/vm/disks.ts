@@ -106,8 +106,9 @@ export class Disks {
   }
 
   /** Up to `limit` disks whose names come after `after`, by name. */
-  list(options: { after: string; limit: number }): DiskRecord[] {
-    return this.#context.store.disks.list(options).filter(({ phase }) => phase === "ready");
+  list({ after, limit }: { after: string; limit: number }): DiskRecord[] {
+    return this.#context.store.disks.list({ ...ALL, after })
+      .filter(({ phase }) => phase === "ready").slice(0, limit);
   }
 
   /** The machine that has a disk open, null: none has. */
@@ -259,6 +260,20 @@ export class Disks {
     try {
       if (holder !== undefined) return await action(holder.driver(), holder.disk);
       return await this.#sessions.use(name, (driver) => action(driver, name));
+    } catch (error) {
+      throw toServiceError(error);
+    }
+  }
+
+  /** The same with the worker that a job is in: a monitor's need not be of a disk known here. */
+  async useFor<T>(
+    job: { vm: string | null; disk: string },
+    action: (driver: StorageDriver) => Promise<T>,
+  ): Promise<T> {
+    const holder = [...this.#holders.values()].find(({ vm }) => vm === job.vm);
+    if (holder === undefined) return await this.use(job.disk, action);
+    try {
+      return await action(holder.driver());
     } catch (error) {
       throw toServiceError(error);
     }

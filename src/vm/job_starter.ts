@@ -123,14 +123,14 @@ export class JobStarter {
     const job = this.book.get(id);
     if (command === "dismiss") return this.book.dismiss(id);
     this.#checkRunning(job);
-    await this.#disks.use(job.disk, (driver) => driver.call("jobCommand", { id, command }));
+    await this.#disks.useFor(job, (driver) => driver.call("jobCommand", { id, command }));
   }
 
   /** Changes a job's limit. */
   async setSpeed(id: string, speed: number): Promise<void> {
     const job = this.book.get(id);
     this.#checkRunning(job);
-    await this.#disks.use(job.disk, (driver) => driver.call("jobSetSpeed", { id, speed }));
+    await this.#disks.useFor(job, (driver) => driver.call("jobSetSpeed", { id, speed }));
     job.speed = speed;
   }
 

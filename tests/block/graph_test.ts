@@ -266,3 +266,27 @@ Deno.test("describeNode() shows a node, its users and its children", async () =>
 function describeAll(graph: BlockGraph): unknown {
   return graph.list().map((node) => describeNode(node));
 }
+
+Deno.test("BlockGraph.sweep() leaves the children of a node that is still closing", async () => {
+  class SlowFormat extends RecordingNode {
+    readonly closing = Promise.withResolvers<void>();
+    constructor(readonly below: BlockNode) {
+      super({ nodeName: "format" });
+      this.addChild("file", "image", below);
+    }
+    protected override async doClose(): Promise<void> {
+      await this.closing.promise;
+      await this.below.flush();
+    }
+  }
+  const graph = new BlockGraph();
+  const file = graph.add(memory("file"));
+  graph.adopt(file);
+  const format = graph.add(new SlowFormat(file));
+  const removed = graph.remove("format");
+  await graph.sweep();
+  assertEquals(graph.find("file"), file);
+  format.closing.resolve();
+  await removed;
+  assertEquals(graph.list(), []);
+});

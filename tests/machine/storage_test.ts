@@ -416,6 +416,30 @@ Deno.test("a switch that can't be put on record does not happen", async () => {
   assertEquals(moved.map(({ path }) => path), [`${rig.folder}/m2`]);
 });
 
+Deno.test("an image that names a file outside of the worker's folders is not opened", async () => {
+  await using rig = await Rig.open([{ name: "a" }]);
+  await rig.storage.close();
+  const maker = await rig.start([]);
+  const outside = await Deno.makeTempFile();
+  try {
+    const backing = { path: outside, format: "raw" } as const;
+    await maker.diskCreate(rig.image("evil", { backing }));
+    await Deno.symlink(outside, `${rig.folder}/link`);
+    const through = { path: `${rig.folder}/link`, format: "raw" } as const;
+    await maker.diskCreate(rig.image("sly", { backing: through }));
+    await maker.diskCreate(rig.image("loop", {
+      backing: { path: `${rig.folder}/loop`, format: "qcow2" },
+    }));
+    await maker.close();
+    for (const name of ["evil", "sly", "loop"]) {
+      await assertRejects(() => rig.start([{ name }]), BlockError);
+    }
+  } finally {
+    await Deno.remove(outside);
+  }
+  await rig.start([{ name: "a" }]);
+});
+
 Deno.test("a disk is resized, unless a fleecing needs its size", async () => {
   await using rig = await Rig.open([{ name: "a" }, { name: "b", format: "raw" }]);
   for (const disk of ["a", "b"]) {
