@@ -112,6 +112,7 @@ export class Transmission {
   /** Of what is held here, what the budget knows. */
   #countedBytes = 0;
   #countedErrors = 0;
+  #isReleased = false;
   #job: ReadJob | null = null;
   #inFlight = 0;
   #bytesInFlight = 0;
@@ -180,6 +181,7 @@ export class Transmission {
 
   /** Tells the budget what is held now: after everything that may have changed it. */
   account(): void {
+    if (this.#isReleased) return;
     const held = this.heldBytes;
     if (held !== this.#countedBytes) {
       const change = held - this.#countedBytes;
@@ -190,8 +192,9 @@ export class Transmission {
     this.#countedErrors = this.#replies.errorCount;
   }
 
-  /** Nothing will be held any more. */
+  /** The connection is closed: what its stream still holds goes with it. */
   release(): void {
+    this.#isReleased = true;
     this.#budget?.forget(this.#onRoom);
     this.#budget?.change(-this.#countedBytes);
     this.#countedBytes = 0;
@@ -278,7 +281,8 @@ export class Transmission {
   /** What is not begun, or not all there yet, waits while the connections hold too much. */
   #awaitRoom(): void {
     const budget = this.#budget;
-    if (budget === undefined || budget.hasRoom || this.#wantsRoom || this.#isDisconnecting) return;
+    if (budget === undefined || budget.hasRoom || this.#wantsRoom) return;
+    if (this.#isDisconnecting || this.#isReleased) return;
     if (this.#job === null && !this.#parser.hasInput && this.#parser.heldBytes === 0) return;
     this.#wantsRoom = true;
     budget.wait(this.#onRoom);
