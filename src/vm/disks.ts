@@ -15,18 +15,17 @@
  * @module
  */
 
-import { randomBytes } from "node:crypto";
 import { isAbsolute, join } from "node:path";
 import { limits } from "../limits.ts";
 import type { DiskConfig, DiskInfo, NewImage, StorageConfig } from "../machine/messages.ts";
 import { type DataFolder, ignoreMissing } from "./data_folder.ts";
+import { isNotEmpty, makeRawFile, randomHex, relativeTo } from "./disk_files.ts";
 import { DiskSessions } from "./disk_sessions.ts";
 import type { OpenStorage, StorageDriver } from "./driver.ts";
 import { ServiceError, toServiceError } from "./errors.ts";
 import type { EventLog } from "./event_log.ts";
 import type { JobBook } from "./job_book.ts";
 import type { Log } from "./log.ts";
-import { ownDiskName } from "./names.ts";
 import type { DiskFormat, DiskRecord, MachineDisk, Store } from "./store.ts";
 
 /** What disks need of their surroundings. */
@@ -555,54 +554,3 @@ export class Disks {
 }
 
 const ALL = { after: "", limit: Number.MAX_SAFE_INTEGER };
-
-/** Records of machines from before disks were resources get disks. */
-export function adoptDisks(store: Store): void {
-  for (const machine of store.machines.list(ALL)) {
-    if (machine.disks.every(({ disk }) => disk !== undefined)) continue;
-    const disks = machine.disks.map((disk) => {
-      const name = disk.disk ?? ownDiskName(machine.name, disk.name);
-      const file = `${machine.id}/${disk.name}.raw`;
-      store.disks.insert(name, {
-        name,
-        owner: machine.name,
-        folder: machine.id,
-        file,
-        format: "raw",
-        files: [file],
-        sizeBytes: disk.sizeBytes,
-        backing: null,
-        createdAt: machine.createdAt,
-        phase: machine.phase === "ready" ? "ready" : "deleting",
-      });
-      return { ...disk, disk: name };
-    });
-    store.machines.put(machine.name, { ...machine, disks });
-  }
-}
-
-async function makeRawFile(path: string, record: DiskRecord): Promise<void> {
-  using file = await Deno.open(path, { write: true, createNew: true, mode: 0o600 });
-  try {
-    await file.truncate(record.sizeBytes);
-  } catch (error) {
-    const message = `disk ${record.name} of ${record.sizeBytes} bytes can't be made in the data ` +
-      `folder's file system: ${(error as Error).message}`;
-    throw new ServiceError("noSpace", message, { cause: error });
-  }
-  await file.sync();
-}
-
-function isNotEmpty(error: unknown): boolean {
-  return (error as { code?: string }).code === "ENOTEMPTY";
-}
-
-function relativeTo(directory: string, path: string): string {
-  const prefixes = [directory, Deno.realPathSync(directory)].map((prefix) => `${prefix}/`);
-  const prefix = prefixes.find((candidate) => path.startsWith(candidate));
-  return prefix === undefined ? path : path.slice(prefix.length);
-}
-
-function randomHex(byteCount: number): string {
-  return randomBytes(byteCount).toString("hex");
-}

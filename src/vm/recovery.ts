@@ -9,8 +9,8 @@
 
 import { join } from "node:path";
 import { type DataFolder, ignoreMissing } from "./data_folder.ts";
-import { adoptDisks } from "./disks.ts";
 import type { Log } from "./log.ts";
+import { ownDiskName } from "./names.ts";
 import type { DiskRecord, Store } from "./store.ts";
 
 /** What a clean-up found. */
@@ -131,5 +131,30 @@ async function removeHalfMadeImages(folder: DataFolder, report: RecoveryReport):
         report.uploads.push(`${image.name}/${file.name}`);
       }
     }
+  }
+}
+
+/** Records of machines from before disks were resources get disks. */
+function adoptDisks(store: Store): void {
+  for (const machine of store.machines.list({ after: "", limit: Number.MAX_SAFE_INTEGER })) {
+    if (machine.disks.every(({ disk }) => disk !== undefined)) continue;
+    const disks = machine.disks.map((disk) => {
+      const name = disk.disk ?? ownDiskName(machine.name, disk.name);
+      const file = `${machine.id}/${disk.name}.raw`;
+      store.disks.insert(name, {
+        name,
+        owner: machine.name,
+        folder: machine.id,
+        file,
+        format: "raw",
+        files: [file],
+        sizeBytes: disk.sizeBytes,
+        backing: null,
+        createdAt: machine.createdAt,
+        phase: machine.phase === "ready" ? "ready" : "deleting",
+      });
+      return { ...disk, disk: name };
+    });
+    store.machines.put(machine.name, { ...machine, disks });
   }
 }

@@ -145,3 +145,26 @@ Deno.test("recover() removes what a crash left half-made and nothing else", asyn
     assertEquals([again.scratchFiles, again.fleecings, again.machines, again.uploads].flat(), []);
   });
 });
+
+Deno.test("recover() makes disks of the disks of machines from before there were such", async () => {
+  await withFolder(async (path) => {
+    using folder = await DataFolder.open(path);
+    using store = SqliteStore.open(":memory:");
+    store.machines.put("old", {
+      name: "old",
+      id: "0123abcd",
+      image: "demo",
+      memoryBytes: 0,
+      hartCount: 1,
+      disks: [{ name: "disk0", sizeBytes: 4096, isReadOnly: true }],
+      createdAt: "",
+      phase: "ready",
+    });
+    for (let time = 0; time < 2; time++) {
+      await recover(folder, store);
+      const { file, owner, sizeBytes } = store.disks.get("old:disk0") ?? {};
+      assertEquals([file, owner, sizeBytes], ["0123abcd/disk0.raw", "old", 4096]);
+      assertEquals(store.machines.get("old")?.disks[0]?.disk, "old:disk0");
+    }
+  });
+});
