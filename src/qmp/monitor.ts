@@ -54,6 +54,22 @@ export interface QmpEvent {
   data?: JsonObject;
 }
 
+/** What a session may ask for. */
+export interface RequestOptions {
+  /** It negotiated `oob`: then a command may want to be carried out of turn. None here can. */
+  mayOutOfBand?: boolean;
+}
+
+/** A request's parts. */
+export interface ParsedRequest {
+  /** The command. */
+  name: string;
+  /** Its arguments. */
+  args: JsonObject;
+  /** It wants to be carried out of turn. */
+  isOutOfBand: boolean;
+}
+
 /** Who is told of events. */
 export type EventListener = (event: JsonObject) => void;
 
@@ -121,8 +137,8 @@ export class Monitor {
   }
 
   /** Carries a request out when those before it have ended, and answers it. */
-  dispatch(request: JsonValue): Promise<JsonObject> {
-    return this.inTurn(() => this.#answer(request));
+  dispatch(request: JsonValue, options: RequestOptions = {}): Promise<JsonObject> {
+    return this.inTurn(() => this.#answer(request, options));
   }
 
   /** Carries a command out, when those before it have ended. Throws BlockErrors and QmpErrors. */
@@ -164,13 +180,15 @@ export class Monitor {
     this.#stopJobEvents();
   }
 
-  async #answer(request: JsonValue): Promise<JsonObject> {
+  async #answer(request: JsonValue, options: RequestOptions): Promise<JsonObject> {
     const id = isJsonObject(request) && Object.hasOwn(request, "id")
       ? { id: request.id ?? null }
       : {};
     try {
-      const { name, args } = parseRequest(request);
-      const result = await this.#command(name).run(args, this);
+      const { name, args, isOutOfBand } = parseRequest(request, options);
+      const command = this.#command(name);
+      if (isOutOfBand) throw invalid(`The command ${name} does not support OOB`);
+      const result = await command.run(args, this);
       return { return: result ?? {}, ...id };
     } catch (error) {
       const description = describeError(error);
@@ -191,15 +209,16 @@ export class Monitor {
 }
 
 /** A request's parts. Throws a BlockError in QEMU's words (qapi/qmp-dispatch.c). */
-export function parseRequest(request: JsonValue): { name: string; args: JsonObject } {
+export function parseRequest(request: JsonValue, options: RequestOptions = {}): ParsedRequest {
   if (!isJsonObject(request)) throw invalid("QMP input must be a JSON object");
-  let name: string | null = null;
+  let found: { by: string; name: string } | null = null;
   let args: JsonObject = {};
   for (const [member, value] of Object.entries(request)) {
     if (member === "id") continue;
-    if (member === "execute") {
-      if (typeof value !== "string") throw invalid("QMP input member 'execute' must be a string");
-      name = value;
+    if (member === "execute" || (member === "exec-oob" && options.mayOutOfBand === true)) {
+      if (typeof value !== "string") throw invalid(`QMP input member '${member}' must be a string`);
+      if (found !== null) throw invalid(`QMP input member '${member}' clashes with '${found.by}'`);
+      found = { by: member, name: value };
     } else if (member === "arguments") {
       if (!isJsonObject(value)) throw invalid("QMP input member 'arguments' must be an object");
       args = value;
@@ -207,8 +226,8 @@ export function parseRequest(request: JsonValue): { name: string; args: JsonObje
       throw invalid(`QMP input member '${member}' is unexpected`);
     }
   }
-  if (name === null) throw invalid("QMP input lacks member 'execute'");
-  return { name, args };
+  if (found === null) throw invalid("QMP input lacks member 'execute'");
+  return { name: found.name, args, isOutOfBand: found.by === "exec-oob" };
 }
 
 function invalid(message: string): BlockError {

@@ -50,6 +50,7 @@ export class QmpSession {
   readonly #stopEvents: () => void;
   readonly #whenClosed = Promise.withResolvers<void>();
   #isNegotiated = false;
+  #mayOutOfBand = false;
   #isClosed = false;
   /** The peer sends no more: the session ends when its last command is answered. */
   #hasEnded = false;
@@ -128,7 +129,7 @@ export class QmpSession {
         ),
       );
     }
-    return await this.#monitor.dispatch(request);
+    return await this.#monitor.dispatch(request, { mayOutOfBand: this.#mayOutOfBand });
   }
 
   #negotiate(request: JsonValue): JsonObject {
@@ -140,7 +141,8 @@ export class QmpSession {
           "Expecting capabilities negotiation with 'qmp_capabilities'",
         );
       }
-      capabilitiesType.parse(args, rootPlace());
+      const { enable = [] } = capabilitiesType.parse(args, rootPlace());
+      this.#mayOutOfBand = enable.includes("oob");
       this.#isNegotiated = true;
       return { return: {}, ...idOf(request) };
     } catch (error) {

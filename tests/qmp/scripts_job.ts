@@ -214,34 +214,23 @@ export const jobScripts: Record<string, Script> = {
   "grouped jobs end together": async (side) => {
     await makeDisk(side);
     await add(side, { driver: "null-co", "node-name": "n", size: 4 * MiB });
-    await add(side, {
-      driver: "blkdebug",
-      "node-name": "bad",
-      image: "n",
-      "inject-error": [{ event: "none", iotype: "write", errno: 5 }],
-    });
-    const backup = (id: string, target: string) => ({
+    await add(side, { driver: "null-co", "node-name": "bad", size: 4 * MiB });
+    const backup = (id: string, device: string, target: string) => ({
       type: "blockdev-backup",
-      data: {
-        "job-id": id,
-        device: id === "j" ? "d" : "df",
-        target,
-        sync: "full",
-        "auto-dismiss": false,
-      },
+      data: { "job-id": id, device, target, sync: "none", ...manual },
     });
-    await side.run("transaction", {
-      actions: [backup("j", "t"), backup("j", "bad")],
-      properties: { "completion-mode": "grouped" },
-    });
+    const grouped = (...actions: Json[]) =>
+      side.run("transaction", { actions, properties: { "completion-mode": "grouped" } });
+    await grouped(backup("x", "d", "t"), backup("x", "n", "bad"));
     await side.run("query-jobs");
-    await side.run("transaction", {
-      actions: [backup("j", "bad")],
-      properties: { "completion-mode": "grouped" },
-    });
+    await grouped(backup("j", "d", "t"), backup("k", "n", "bad"));
+    await becomes(side, "k", "running");
+    await side.run("job-cancel", { id: "j" });
+    // The job that was cancelled ends last.
+    await becomes(side, "k", "concluded");
     await becomes(side, "j", "concluded");
     await side.run("query-jobs");
-    await side.run("job-dismiss", { id: "j" });
+    for (const id of ["j", "k"]) await side.run("job-dismiss", { id });
   },
   "speed": async (side) => {
     await makeDisk(side);

@@ -128,6 +128,22 @@ Deno.test("a session wants qmp_capabilities first", () =>
     ]);
   }));
 
+Deno.test("a session that negotiated oob may ask for it; no command can do it", () =>
+  withMonitor(async ({ connect }) => {
+    const client = connect();
+    client.send('{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}');
+    client.send('{"exec-oob": "query-jobs"}{"exec-oob": "nope"}{"exec-oob": 5}');
+    client.send('{"exec-oob": "query-jobs", "execute": "query-jobs"}{"execute": "query-jobs"}');
+    const messages = await client.messages(7);
+    assertEquals(messages.slice(2).map((message) => message.error ?? message.return), [
+      { class: "GenericError", desc: "The command query-jobs does not support OOB" },
+      { class: "CommandNotFound", desc: "The command nope has not been found" },
+      { class: "GenericError", desc: "QMP input member 'exec-oob' must be a string" },
+      { class: "GenericError", desc: "QMP input member 'execute' clashes with 'exec-oob'" },
+      [],
+    ]);
+  }));
+
 Deno.test("events reach the sessions that have negotiated", () =>
   withMonitor(async ({ monitor, connect }) => {
     const [silent, ready] = [connect(), connect()];

@@ -71,14 +71,16 @@ const speedFields = { device: str, speed: int } satisfies Fields;
 
 /** See the module's head. */
 export const jobCommands: readonly QmpCommand[] = [
-  command("query-jobs", {}, (_args, monitor) =>
-    // The newest first, as QEMU has them.
-    monitor.block.jobs.list().reverse().map((job) => describeJob(job.info()))),
+  command(
+    "query-jobs",
+    {},
+    (_args, monitor) => monitor.block.jobs.list().map((job) => describeJob(job.info())),
+  ),
   command(
     "query-block-jobs",
     {},
     (_args, monitor) =>
-      monitor.block.jobs.list().reverse().filter((job) => job.isBlockJob)
+      monitor.block.jobs.list().filter((job) => job.isBlockJob)
         .map((job) => describeBlockJob(job.blockInfo())),
   ),
   jobCommand("job-pause", (job) => job.pause()),
