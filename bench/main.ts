@@ -9,6 +9,7 @@ import { benchBlock } from "./block.ts";
 import { benchConvert } from "./convert.ts";
 import { benchCpu } from "./cpu.ts";
 import { benchBoot, benchDisk, benchFleecing, benchInterpreter } from "./guest.ts";
+import { benchJobs } from "./jobs.ts";
 import { benchNbd } from "./nbd.ts";
 import { benchQcow2 } from "./qcow2.ts";
 import { print, printTable, type Row } from "./table.ts";
@@ -22,6 +23,7 @@ const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> =
   fleecing: ["What a fleecing costs the guest", benchFleecing],
   qcow2: ["qcow2 images", benchQcow2],
   convert: ["Copies of images", benchConvert],
+  jobs: ["Block jobs", benchJobs],
   nbd: ["Reading by NBD", benchNbd],
 };
 

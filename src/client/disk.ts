@@ -16,8 +16,8 @@ export interface ConnectOptions {
    */
   ticket?: string | (() => Promise<string>);
   /**
-   * How often to try again, in a row, when the connection breaks; 8 unless told otherwise, 0: never.
-   * Needs no ticket or a function for tickets.
+   * How often to try again, in a row, when the connection breaks: 8 unless told otherwise, 0 for
+   * never. Needs no ticket or a function for tickets.
    */
   reconnectAttempts?: number;
   /** Called before each attempt to connect again; the first is number 1. */

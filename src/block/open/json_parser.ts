@@ -4,8 +4,8 @@
  * is wrong is answered with an error in QEMU's words and skipped, so that what follows can be read
  * again.
  *
- *   start --quote--> string            error --> recovery --control or structural character--> start
- *         --digit or minus--> number
+ *   start --quote--> string            error --> recovery --control, or structural--> start
+ *         --digit, minus--> number
  *         --letter--> keyword
  *
  * A value's size, its number of tokens and its nesting are bounded: what is beyond is an error, and

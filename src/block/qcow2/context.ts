@@ -1,6 +1,6 @@
 /**
- * What the parts of an image (refcounts, L2 tables, clusters) know of the whole: see image.ts, which
- * implements it.
+ * What the parts of an image (refcounts, L2 tables, clusters) know of the whole: see image.ts,
+ * which implements it.
  *
  * @module
  */

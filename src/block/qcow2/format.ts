@@ -1,6 +1,6 @@
 /**
- * The numbers of the qcow2 format, named as in its specification (QEMU, docs/interop/qcow2.rst), and
- * QEMU's bounds on what an image may ask for.
+ * The numbers of the qcow2 format, named as in its specification (QEMU, docs/interop/qcow2.rst),
+ * and QEMU's bounds on what an image may ask for.
  *
  * @module
  */

@@ -276,8 +276,8 @@ function checkExtensions(header: Qcow2Header): void {
 
 /**
  * The header as it stands in an image: fields, extensions, backing file name. The table of feature
- * names is brought up to date; as in QEMU small clusters, or full ones, have none. Throws a BlockError (ENOSPC)
- * where all the rest does not fit a cluster.
+ * names is brought up to date; as in QEMU small clusters, or full ones, have none.
+ * Throws a BlockError (ENOSPC) where all the rest does not fit a cluster.
  */
 export function encodeQcow2Header(header: Qcow2Header): Uint8Array {
   const isV3 = header.version === 3;

@@ -1,6 +1,6 @@
 /**
- * Preallocation: entries for a range of the disk before anything is written there, and with `falloc`
- * and `full` also the room for it.
+ * Preallocation: entries for a range of the disk before anything is written there, and with
+ * `falloc` and `full` also the room for it.
  *
  * @module
  */
@@ -14,8 +14,8 @@ import { linkClusters } from "./link.ts";
 import type { Slice } from "./metadata_cache.ts";
 
 /**
- * How much is allocated before it is written: nothing; clusters, as holes of the file; clusters that
- * the file system has set aside; clusters full of zeroes.
+ * How much is allocated before it is written: nothing; clusters, as holes of the file; clusters
+ * that the file system has set aside; clusters full of zeroes.
  */
 export type PreallocationMode = "off" | "metadata" | "falloc" | "full";
 

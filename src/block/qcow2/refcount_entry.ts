@@ -1,6 +1,6 @@
 /**
- * One reference count in a refcount block: 2^order bits wide, big-endian; those narrower than a byte
- * are counted from its lowest bit up (qcow2 specification, "Host cluster management").
+ * One reference count in a refcount block: 2^order bits wide, big-endian; those narrower than a
+ * byte are counted from its lowest bit up (qcow2 specification, "Host cluster management").
  *
  * @module
  */

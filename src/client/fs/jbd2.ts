@@ -4,7 +4,7 @@
  * It is not written back, as a mount would do; instead the newest committed copy of each block is
  * found, and read in place of the block.
  *
- *   scan: descriptor -> blocks -> commit, descriptor -> ... until a block is not the next of the log
+ *   scan: descriptor -> blocks -> commit, descriptor -> ... until a block does not go on with it
  *
  * @module
  */
