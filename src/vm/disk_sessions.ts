@@ -92,6 +92,12 @@ export class DiskSessions {
     await this.#close(name, session);
   }
 
+  /** The same for a disk that others stand on, where its worker opened it before they did. */
+  async endWriter(name: string): Promise<void> {
+    const driver = await this.#sessions.get(name)?.opening.catch(() => undefined);
+    if (driver?.opened.disks.some(({ isReadOnly }) => !isReadOnly)) await this.end(name);
+  }
+
   /** Ends all workers. */
   async close(): Promise<void> {
     this.#isClosed = true;
@@ -117,6 +123,7 @@ export class DiskSessions {
     const { folder, openStorage } = this.#context;
     const record = this.#disks.get(name);
     const isReadOnly = this.#disks.isStoodUpon(name);
+    for (const base of this.#disks.backingOf(name)) await this.endWriter(base.name);
     const driver = await openStorage({
       name: name.replace(":", "-"),
       disks: [this.#disks.config(name, { name, isReadOnly, serial: "" })],

@@ -306,7 +306,10 @@ export class Disks {
     const { vm, driver } = machine;
     for (const { name, disk } of disks) this.#holders.set(disk, { vm, disk: name, driver });
     try {
-      for (const { disk } of disks) await this.#sessions.end(disk);
+      for (const { disk } of disks) {
+        await this.#sessions.end(disk);
+        for (const base of this.backingOf(disk)) await this.#sessions.endWriter(base.name);
+      }
     } catch (error) {
       this.release(vm);
       throw error;
@@ -330,7 +333,7 @@ export class Disks {
   folders(disks: readonly string[]): Pick<StorageConfig, "writableFolders" | "readableFolders"> {
     const { folder, allowedFolders } = this.#context;
     const own = disks.map((disk) => folder.diskDirectory(this.get(disk).folder));
-    const below = disks.flatMap((disk) => [...this.#backingOf(disk)])
+    const below = disks.flatMap((disk) => [...this.backingOf(disk)])
       .map((record) => folder.diskDirectory(record.folder));
     return {
       writableFolders: [...new Set([...own, ...allowedFolders])],
@@ -521,7 +524,8 @@ export class Disks {
     }, [config]);
   }
 
-  *#backingOf(name: string): Generator<DiskRecord> {
+  /** What a disk stands on, the nearest first. */
+  *backingOf(name: string): Generator<DiskRecord> {
     const seen = new Set<string>();
     for (let next = this.get(name).backing; next !== null && !seen.has(next);) {
       seen.add(next);

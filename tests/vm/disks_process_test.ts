@@ -213,6 +213,17 @@ Deno.test("disks are uploaded, stood upon, copied and backed up without a machin
     const { id } = await service.call<Job>("POST", "/v1/disks", { name: "copy", copyOf: "top" });
     await service.call("GET", `/v1/jobs/${id}/wait?timeout=60`);
     assertEquals(await contentHash(service, "copy"), changed);
+    // A full backup, then one of what changed, which stands on it.
+    await service.call("POST", "/v1/disks/copy/bitmaps/inc", {});
+    await runJob(service, { type: "backup", disk: "copy", target: { name: "b0" } });
+    assertEquals(await contentHash(service, "b0"), changed);
+    const piece = new Uint8Array(QUARTER).fill(9);
+    assertEquals(await service.status("PUT", "/v1/disks/copy/content?offset=0", piece), 204);
+    const increment = { sync: "incremental", bitmap: "inc", target: { name: "b1", backing: "b0" } };
+    await runJob(service, { type: "backup", disk: "copy", ...increment });
+    assertEquals(await contentHash(service, "b1"), await contentHash(service, "copy"));
+    assertEquals(await contentHash(service, "b0"), changed);
+    assertEquals((await chainOf(service, "b1")).length, 2);
     await runJob(service, { type: "stream", disk: "top" });
     assertEquals((await chainOf(service, "top")).length, 1);
     assertEquals(await contentHash(service, "top"), changed);
@@ -222,7 +233,9 @@ Deno.test("disks are uploaded, stood upon, copied and backed up without a machin
       hashOf([5, QUARTER], [6, QUARTER], [0, 6 * QUARTER]),
     );
     await service.call("DELETE", "/v1/vms/t1");
-    for (const name of ["top", "copy", "base"]) await service.call("DELETE", `/v1/disks/${name}`);
+    for (const name of ["top", "copy", "b1", "b0", "base"]) {
+      await service.call("DELETE", `/v1/disks/${name}`);
+    }
     assertEquals(await filesOf(folder), []);
   });
 });
