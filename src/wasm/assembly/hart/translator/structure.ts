@@ -14,8 +14,7 @@
  * dispatch at its top goes on where the local `selector` says; the same at the top of the region.
  * A block that is jumped to by way of a dispatch has a number for it; those of entries are first.
  *
- * The head is the only way in, if there is one; else the target, with the least address, of a jump
- * back in the code: mostly the head of the guest's outermost loop.
+ * The head is the only way in, if there is one; else what breaks most cycles (chooseHead).
  */
 
 import { emitBlock } from "./blocks";
@@ -278,29 +277,56 @@ function isReachedFromOutside(block: u32, group: u32, item: u32): bool {
   return false;
 }
 
-/** Target with the least address of a jump back within the item. */
+/** Jumps back whose targets are tried as a loop's head. */
+const HEADS_TRIED: u32 = 8;
+
+/**
+ * Of the targets of jumps back within the item, that without whose incoming edges the fewest blocks
+ * are left in cycles; of several, that with the least address.
+ */
 function chooseHead(place: u32, count: u32): u32 {
   let head = listed(place);
-  let least: i32 = i32.MAX_VALUE;
-  for (let i: u32 = 0; i < count; i++) {
+  const group = node(head, GROUP);
+  const number = node(head, ITEM);
+  const own = ++groupCount;
+  for (let i: u32 = 0; i < count; i++) setNode(listed(place + (i << 1)), GROUP, own);
+  let least: u32 = ~0;
+  let tried: u32 = 0;
+  for (let i: u32 = 0; i < count && tried < HEADS_TRIED; i++) {
     const from = listed(place + (i << 1));
     const edges = successorCount(from);
     for (let which: u32 = 0; which < edges; which++) {
       const to = successor(from, which);
-      if (blockStart(to) > blockStart(from) || blockStart(to) >= least) continue;
-      if (node(to, LOOP) !== 0 || !isListed(place, count, to)) continue;
+      if (blockStart(to) > blockStart(from) || node(to, GROUP) !== own) continue;
+      tried++;
+      const left = cyclicWithout(to, place, count, own);
+      if (left > least || (left === least && blockStart(to) >= blockStart(head))) continue;
       head = to;
-      least = blockStart(to);
+      least = left;
     }
+  }
+  for (let i: u32 = 0; i < count; i++) {
+    const block = listed(place + (i << 1));
+    setNode(block, GROUP, group);
+    setNode(block, ITEM, number);
   }
   return head;
 }
 
-function isListed(place: u32, count: u32, block: u32): bool {
-  for (let i: u32 = 0; i < count; i++) {
-    if (listed(place + (i << 1)) === block) return true;
+/** How many of the blocks are in cycles that do not go through `head`. */
+function cyclicWithout(head: u32, place: u32, count: u32, group: u32): u32 {
+  const sorted = listEnd;
+  const items = sorted + (count << 1);
+  setNode(head, LOOP, 1);
+  const itemCount = sortGroup(place, count, group, sorted, items);
+  setNode(head, LOOP, 0);
+  let cyclic: u32 = 0;
+  for (let item: u32 = 0; item < itemCount; item++) {
+    const length: u32 = load<u16>(items + item * ITEM_STRIDE, ITEM_LENGTH);
+    const first = listed(itemFirst(items + item * ITEM_STRIDE, sorted));
+    if (length > 1 || (first !== head && hasEdge(first, first))) cyclic += length;
   }
-  return false;
+  return cyclic;
 }
 
 function emitItem(item: u32, sorted: u32): void {
