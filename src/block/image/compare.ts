@@ -9,7 +9,7 @@ import { isZero } from "../../wasm/kernels.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
-import { STATUS_ALLOCATED, STATUS_ZERO } from "../types.ts";
+import { type MaybePromise, STATUS_ALLOCATED, STATUS_ZERO } from "../types.ts";
 import { type DiskRun, DiskStatus, sectorBytes } from "./chain.ts";
 
 /** Largest read. */
@@ -116,8 +116,9 @@ class Comparer {
     if (!isData(one)) at = firstNonZero(yield* second.read(offset, piece));
     else if (!isData(two)) at = firstNonZero(yield* first.read(offset, piece));
     else {
-      const [a, b] = [yield* first.read(offset, piece), yield* second.read(offset, piece)];
-      at = firstDifference(a, b);
+      // Both are on their way before either is waited for.
+      const [one, two] = [start(first.read(offset, piece)), start(second.read(offset, piece))];
+      at = firstDifference(yield* settle(one()), yield* settle(two()));
     }
     if (at < 0) return { length: piece, different: null };
     const different: Comparison = { result: "content", offset: offset + at, isBehindEnd: false };
@@ -161,6 +162,20 @@ class Disk {
       throw new CompareError("read", this.#index, offset, { cause });
     }
     return piece;
+  }
+}
+
+/** Starts steps; the function gives what comes of them, or throws. */
+function start<T>(steps: Steps<T>): () => MaybePromise<T> {
+  try {
+    const result = runSteps(steps);
+    // An error of the other one must not leave this one's unheard.
+    if (result instanceof Promise) result.catch(() => {});
+    return () => result;
+  } catch (error) {
+    return () => {
+      throw error;
+    };
   }
 }
 

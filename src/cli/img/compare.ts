@@ -82,7 +82,7 @@ function compareImages(
     } finally {
       progress.end(isDone);
     }
-  }, { isCopying: true });
+  });
 }
 
 function asOpenError(error: unknown): never {
