@@ -84,6 +84,9 @@ const fields = {
   "open-timeout": optional(uint32),
 } satisfies Fields;
 
+/** Longest string of the protocol. */
+const NAME_BYTES_MAX = 4096;
+
 /** What the driver needs of its surroundings. */
 export interface NbdDriverOptions {
   /**
@@ -102,6 +105,16 @@ export function createNbdDriver(surroundings: NbdDriverOptions = {}): BlockDrive
       const parsed = options as Parsed<typeof fields>;
       const { server } = parsed;
       const tlsId = parsed["tls-creds"];
+      for (
+        const [what, text] of [["export name", parsed.export], [
+          "x-dirty-bitmap",
+          parsed["x-dirty-bitmap"],
+        ]]
+      ) {
+        if (new TextEncoder().encode(text).length > NAME_BYTES_MAX) {
+          throw inputError(`${what} too long to send to server`);
+        }
+      }
       const hostname = parsed["tls-hostname"] ?? (server.type === "inet" ? server.host : "");
       return NbdNode.open({
         nodeName,

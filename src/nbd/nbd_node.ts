@@ -141,6 +141,13 @@ export class NbdNode extends BlockNode {
     }
   }
 
+  /** The export's address; null where that alone does not lead there, over TLS. */
+  override get fileName(): string | null {
+    const { server, exportName = "", tls } = this.#options;
+    if (tls !== undefined) return null;
+    return formatNbdUri({ address: server, exportName, isTls: false });
+  }
+
   /** Where it is, and how it is connected now. */
   override details(): Record<string, string | number | boolean | null> {
     const { server, exportName = "", tls } = this.#options;

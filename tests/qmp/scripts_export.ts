@@ -1,9 +1,13 @@
 /** The NBD server, exports and objects. @module */
 
+import { MemoryNode } from "../../src/block/drivers/memory.ts";
+import { NodeExport } from "../../src/block/exports/node_export.ts";
+import { BlockGraph } from "../../src/block/graph.ts";
 import { NbdClient } from "../../src/nbd/client.ts";
+import { NbdServer } from "../../src/nbd/server.ts";
 import { connectUnix } from "../../src/nbd/transports/unix.ts";
 import type { Json, QmpSide, Script } from "../support/qmp_sides.ts";
-import { add, makeFile } from "./scripts_blockdev.ts";
+import { add, makeFile, showNodes } from "./scripts_blockdev.ts";
 
 const MiB = 1024 * 1024;
 
@@ -96,6 +100,40 @@ export const exportScripts: Record<string, Script> = {
     await exportAdd({ bitmaps: ["b0"] });
     await side.run("block-export-del", { id: "e" });
     await exportAdd({ writable: true, bitmaps: ["b0"], "allocation-depth": true });
+  },
+  "nodes over NBD": async (side) => {
+    const graph = new BlockGraph();
+    const node = graph.add(new MemoryNode({ nodeName: "m", sizeBytes: MiB }));
+    const disk = new NodeExport(graph, { name: "disk", nodeName: node.nodeName, isWritable: true });
+    const frozen = new NodeExport(graph, { name: "frozen", nodeName: node.nodeName });
+    const exports = [disk, frozen];
+    const server = new NbdServer({
+      directory: {
+        find: (name) => exports.find((each) => each.name === name),
+        list: () => exports,
+      },
+    });
+    const path = side.path("elsewhere");
+    await server.listenUnix(path);
+    const unix = (path: string) => ({ type: "unix", path });
+    const nbd = (more: Json) => add(side, { driver: "nbd", "node-name": "n", ...more });
+    await nbd({});
+    await nbd({ server: unix(side.path("gone")) });
+    await nbd({ server: { type: "unix" } });
+    await nbd({ server: { type: "inet", host: "127.0.0.1" } });
+    await nbd({ server: { type: "carrier-pigeon" } });
+    await nbd({ server: unix(path), export: "x".repeat(4097) });
+    await nbd({ server: unix(path), export: "disk", "tls-creds": "gone" });
+    await nbd({ server: unix(path), export: "disk", "reconnect-delay": -1 });
+    await nbd({ server: unix(path), export: "disk" });
+    await add(side, { driver: "raw", "node-name": "r", file: "n", size: 65536 });
+    await nbd({ "node-name": "f", server: unix(path), export: "frozen", "auto-read-only": true });
+    await showNodes(side);
+    await side.run("block_resize", { "node-name": "n", size: 2 * MiB });
+    for (const name of ["r", "n", "f"]) await side.run("blockdev-del", { "node-name": name });
+    await server.close();
+    for (const each of exports) await each.close();
+    await graph.close();
   },
   "objects": async (side) => {
     const object = (args: Json) => side.run("object-add", args);

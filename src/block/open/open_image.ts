@@ -235,7 +235,7 @@ export function realPath(filename: string): string {
 
 /** The path of the file at the bottom of a node, null where there is none. */
 export function pathOf(node: BlockNode): string | null {
-  if (node.fileName !== null) return node.fileName;
+  if (node.fileName !== null) return node.driver === "file" ? node.fileName : null;
   for (const edge of node.children.values()) {
     if (edge.role === "filtered" || edge.name === "file") return pathOf(edge.node);
   }
