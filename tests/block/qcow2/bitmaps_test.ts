@@ -14,6 +14,7 @@ import { Qcow2Node } from "../../../src/block/qcow2/node.ts";
 import { compileKernels, Kernels } from "../../../src/wasm/kernels.ts";
 import { needs } from "../../support/clients.ts";
 import { ImageFolder } from "../../support/qcow2_images.ts";
+import { Random } from "../../support/simulation.ts";
 import { assertFails, filled } from "../support.ts";
 
 const KiB = 1024;
@@ -116,6 +117,34 @@ Deno.test({
       await again.close();
       await folder.assertClean(name);
     }
+  },
+});
+
+Deno.test({
+  name: "a bitmap of many clusters: nothing, all, and anything in each of them",
+  ...needs("qemu-img", "qemu-io"),
+  async fn() {
+    using folder = new ImageFolder();
+    await folder.create("image", 64 * MiB + 5 * 512, "cluster_size=512");
+    const disk = await OpenDisk.open(folder, "image");
+    const { bits } = disk.bitmaps.add(disk.node, { name: "b", granularity: 512, persistent: true });
+    // A cluster has the bits of 2 MiB.
+    const random = new Random(11);
+    for (let count = 0; count < 500; count++) {
+      bits.set(random.below(16 * MiB), 1 + random.below(4000));
+    }
+    bits.set(20 * MiB, 9 * MiB);
+    bits.set(63 * MiB, MiB + 5 * 512);
+    const expected = disk.runs("b");
+    await disk.close();
+    await folder.assertClean("image");
+    await folder.do("qemu-img", "bitmap", "--add", "--disable", "-g", "512", "image", "copy");
+    await folder.do("qemu-img", "bitmap", "--merge", "b", "image", "copy");
+    const again = await OpenDisk.open(folder, "image");
+    assertEquals(again.runs("b"), expected);
+    assertEquals(again.runs("copy"), expected, "as QEMU reads it");
+    await again.close();
+    await folder.assertClean("image");
   },
 });
 

@@ -116,6 +116,10 @@ for (const options of MATRIX) {
         await node.snapshots.remove("2");
         assertEquals(node.snapshots.list(), []);
         await node.write(0, filled(16 * MiB, 9));
+        // What only the disk has again may be written in place again.
+        await node.snapshots.create({ name: "three", dateMs: 0 });
+        await node.write(MiB, filled(MiB, 8));
+        await node.snapshots.remove("three");
       });
       await folder.assertClean(name);
     },
