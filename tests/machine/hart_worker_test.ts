@@ -77,7 +77,7 @@ class HartWorker {
       this.#wake?.();
     };
     const modules = { hart: module, kernels: module };
-    this.send({ type: "init", hartId, modules, memory: memory.memory });
+    this.send({ type: "init", hartId, accel: "interpreter", modules, memory: memory.memory });
   }
 
   send(request: HartRequest): void {
