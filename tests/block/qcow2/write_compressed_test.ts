@@ -172,3 +172,18 @@ Deno.test("compression may take its time, elsewhere", async () => {
   await node.close();
   assertEquals((await checkQcow2(file)).leaks, 0);
 });
+
+Deno.test("a compressed cluster that takes another one's place is not read from memory", async () => {
+  const file = await createImage({ sizeBytes: MiB });
+  const node = await openImage(file);
+  const byte = new Uint8Array(1);
+  for (let value = 1; value < 8; value++) {
+    await node.write(0, filled(65536, value), REQ_WRITE_COMPRESSED);
+    await node.read(5, IoVector.of(byte));
+    assertEquals(byte[0], value);
+    await node.discard(0, 65536);
+    await node.flush(); // its cluster is free now
+  }
+  assert(file.sizeBytes < 2 * MiB);
+  await node.close();
+});
