@@ -14,11 +14,18 @@
  * @module
  */
 
-import { nextTurn } from "./event_loop.ts";
+import { nextTurn, socketTurn } from "./event_loop.ts";
 import type { GuestMemory } from "./guest_memory.ts";
 
 /** Rounds without a turn of the event loop, however busy the harts are. */
 const ROUNDS_MAX = 16;
+/**
+ * However busy the harts are, sockets have a turn so often: while something comes over them as
+ * often as the first says, else less and less, down to the second. As long as more and more comes,
+ * a turn lasts as long as the harts' before: guest and readers share the worker half and half.
+ */
+const SOCKET_TURN_MIN_MS = 0.4;
+const SOCKET_TURN_MAX_MS = 10;
 
 /** Who serves what is rung for. */
 export interface DoorbellHandlers {
@@ -28,6 +35,8 @@ export interface DoorbellHandlers {
   exit(): void;
   /** True if there is more to do, after others had their turn. */
   virtio(slot: number): boolean;
+  /** Changes with everything that comes over sockets. */
+  socketActivity(): number;
 }
 
 /** The loop of one machine. */
@@ -36,6 +45,9 @@ export class DoorbellLoop {
   readonly #handlers: DoorbellHandlers;
   /** Bits that still have something to do. */
   #pending = 0;
+  #socketTurnMs = SOCKET_TURN_MAX_MS;
+  #socketActivity = 0;
+  #lastSocketTurnMs = performance.now();
   #isStopped = false;
   #hasEnded = false;
   /** Settles when the loop has ended. */
@@ -77,7 +89,10 @@ export class DoorbellLoop {
       this.#pending |= this.#takeBits();
       if (this.#pending !== 0) {
         this.#serve();
-        if (this.#pending !== 0 || ++rounds >= ROUNDS_MAX) {
+        if (performance.now() - this.#lastSocketTurnMs >= this.#socketTurnMs) {
+          rounds = 0;
+          await this.#socketTurn();
+        } else if (this.#pending !== 0 || ++rounds >= ROUNDS_MAX) {
           rounds = 0;
           await nextTurn();
         }
@@ -87,9 +102,25 @@ export class DoorbellLoop {
       if (woken !== null) {
         rounds = 0;
         await woken;
+        this.#lastSocketTurnMs = performance.now();
       }
       this.#memory.storeWord(this.#memory.layout.IO_SLEEPING_WORD, 0);
     }
+  }
+
+  async #socketTurn(): Promise<void> {
+    const endMs = performance.now() + SOCKET_TURN_MIN_MS;
+    const before = this.#socketActivity;
+    let seen: number;
+    do {
+      seen = this.#socketActivity;
+      await socketTurn();
+      this.#socketActivity = this.#handlers.socketActivity();
+    } while (this.#socketActivity !== seen && performance.now() < endMs && !this.#isStopped);
+    this.#socketTurnMs = this.#socketActivity === before
+      ? Math.min(2 * this.#socketTurnMs, SOCKET_TURN_MAX_MS)
+      : SOCKET_TURN_MIN_MS;
+    this.#lastSocketTurnMs = performance.now();
   }
 
   #takeBits(): number {

@@ -55,6 +55,7 @@ export class IoMachine {
       console: () => this.#console.pump(),
       exit: () => this.#reportExit(),
       virtio: (slot) => !this.#isLoading && this.#disks.process(slot),
+      socketActivity: () => this.storage.nbdActivity,
     });
   }
 

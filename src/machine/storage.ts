@@ -372,6 +372,11 @@ export class IoStorage {
     return { result: {} };
   }
 
+  /** Changes with everything that NBD clients ask. */
+  get nbdActivity(): number {
+    return this.#server.activity;
+  }
+
   /** What the NBD server counts. */
   nbdStatistics(): Answer<"nbdStatistics"> {
     return { result: this.#server.statistics };

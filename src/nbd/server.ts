@@ -81,6 +81,11 @@ export class NbdServer {
     };
   }
 
+  /** Changes whenever a connection or a request comes. */
+  get activity(): number {
+    return this.#accepted + this.#counters.total;
+  }
+
   /** All figures. */
   get statistics(): NbdStatistics {
     let inFlight = 0;

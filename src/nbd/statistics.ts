@@ -72,6 +72,8 @@ export class NbdCounters {
     blockStatus: { count: 0, bytes: 0 },
     other: { count: 0, bytes: 0 },
   };
+  /** Of all kinds. */
+  total = 0;
   /** Answered with an error. */
   failedRequests = 0;
   /** Connections that were secured. */
@@ -80,6 +82,7 @@ export class NbdCounters {
   /** A request came. One that is refused is about no bytes. */
   add({ type, length, refusal }: NbdRequest): void {
     const counts = this.requests[kindOf(type)];
+    this.total++;
     counts.count++;
     if (refusal === null) counts.bytes += length;
   }
