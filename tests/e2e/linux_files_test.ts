@@ -55,12 +55,12 @@ Deno.test({
       const disk = run("find", `${folder}/data`, "-name", "disk0.raw").trim();
       run("mke2fs", "-q", "-F", "-t", "ext4", "-L", "guest", disk, "64M");
       await service.call("POST", "/v1/vms/linux/start");
-      await using console = new ServiceConsole(service, "linux");
-      await console.waitFor(/Disks: vda[^]*~ # /);
-      await console.shell(PREPARE);
-      await console.shell(`eval '(${WRITE_ON}) &'`);
-      await console.shell("sync");
-      const sums = parseSums(await console.shell("find /mnt/keep -type f | xargs sha256sum"));
+      await using guest = new ServiceConsole(service, "linux");
+      await guest.waitFor(/Disks: vda[^]*~ # /);
+      await guest.shell(PREPARE);
+      await guest.shell(`eval '(${WRITE_ON}) &'`);
+      await guest.shell("sync");
+      const sums = parseSums(await guest.shell("find /mnt/keep -type f | xargs sha256sum"));
       assertEquals(sums.length, 7);
 
       const { exports: [view] } = await service.call<FleecingAnswer>(
@@ -68,7 +68,7 @@ Deno.test({
         "/v1/vms/linux/fleecings",
         {},
       );
-      await console.shell(DESTROY);
+      await guest.shell(DESTROY);
       const exportPath = `/v1/exports/${view?.name}`;
       const { ticket } = await service.call<{ ticket: string }>("POST", `${exportPath}/tickets`);
       await using browser = await TestBrowser.start();

@@ -111,9 +111,9 @@ export async function runImg(words: readonly string[], output: ImgOutput): Promi
 /** The list of commands. */
 export function imgHelp(): string {
   return [
-    "Disk images, as qemu-img handles them.  Usage:",
+    "Usage: ovis img COMMAND [--help | command options]",
     "",
-    "  ovis img COMMAND [--help | command options]",
+    "Disk images, as qemu-img handles them",
     "",
     "Commands (ovis img COMMAND --help says more):",
     "",

@@ -96,7 +96,8 @@ function decompressLz4(bytes: Uint8Array, sizeMax: number): Uint8Array<ArrayBuff
       throw corrupt("a damaged block");
     }
     // Byte by byte: a match may run into what it writes.
-    for (let end = size + length; size < end; size++) result[size] = result[size - distance] ?? 0;
+    const end = size + length;
+    for (; size < end; size++) result[size] = result[size - distance] ?? 0;
   }
   return result.slice(0, size);
 }

@@ -291,7 +291,7 @@ class IsoNode implements FileNode {
     this.#volume = volume;
     this.#extents = extents;
     this.#target = facts?.target ?? null;
-    this.kind = facts?.childSector != null ? "directory" : kindOfMode(mode);
+    this.kind = typeof facts?.childSector === "number" ? "directory" : kindOfMode(mode);
     this.mode = mode & 0o7777;
     this.uid = facts?.uid ?? 0;
     this.gid = facts?.gid ?? 0;
