@@ -5,6 +5,7 @@
  */
 
 import { Counter, Gauge, Histogram, Registry as MetricRegistry } from "prom-client";
+import type { TranslatorFigures } from "../vm/driver.ts";
 import type { Service } from "../vm/service.ts";
 import { NbdMetrics } from "./nbd_metrics.ts";
 import type { Observer } from "./router.ts";
@@ -62,6 +63,7 @@ export class Metrics {
         this.set(sockets.size);
       },
     });
+    addTranslatorGauges(service, registers);
     new Gauge({
       name: "ovis_memory_bytes",
       help: "Memory of the process, the machines' included",
@@ -82,5 +84,30 @@ export class Metrics {
   async text(): Promise<{ body: string; contentType: string }> {
     this.#nbd.update(await this.#service.machines.nbdStatistics());
     return { body: await this.#registry.metrics(), contentType: this.#registry.contentType };
+  }
+}
+
+/** What the translators of running machines did, by machine. */
+function addTranslatorGauges(service: Service, registers: MetricRegistry[]): void {
+  const figures: [string, string, (figures: TranslatorFigures) => number][] = [
+    ["regions", "Pieces of translated code that exist", ({ regions }) => regions],
+    ["module_bytes", "WebAssembly of translated code", ({ moduleBytes }) => moduleBytes],
+    ["compile_seconds", "Time harts waited for modules", ({ compileMs }) => compileMs / 1000],
+    ["instructions", "Executed in translated code", ({ instructions }) => instructions],
+  ];
+  for (const [name, help, of] of figures) {
+    new Gauge({
+      name: `ovis_translator_${name}`,
+      help,
+      labelNames: ["machine"],
+      registers,
+      collect() {
+        this.reset();
+        const machines = service.machines.list({ after: "", limit: Number.MAX_SAFE_INTEGER });
+        for (const { record, translator } of machines) {
+          if (translator !== null) this.set({ machine: record.name }, of(translator));
+        }
+      },
+    });
   }
 }

@@ -218,6 +218,19 @@ export const VmSchema = z.object({
   memoryBytes: z.int(),
   harts: z.int(),
   accel: AccelSchema,
+  translator: z.object({
+    regions: z.int().describe("Pieces of translated code that exist"),
+    moduleBytes: z.int().describe("WebAssembly of these"),
+    made: z.int(),
+    dropped: z.int().describe("Since they changed, grew, or had no room"),
+    compileMs: z.int().describe("Time that harts waited for modules"),
+    instructions: z.int().describe("Executed in translated code"),
+    exits: z.object({
+      step: z.int().describe("An instruction was for the interpreter"),
+      jump: z.int().describe("Code that was not translated came next"),
+      budget: z.int().describe("It was time to look around"),
+    }).describe("How often translated code was left"),
+  }).nullable().describe("Of all harts since the machine was opened; null without a translator"),
   disks: z.array(z.object({
     name: z.string(),
     disk: z.string().describe("The disk that it is: see Disks"),

@@ -18,15 +18,13 @@ import {
   RUN_SLICE_OVER,
   RUN_STOP,
 } from "../wasm/hart.ts";
+import { limits } from "../limits.ts";
 import { GuestMemory } from "./guest_memory.ts";
 import { createHostTicks, TICKS_PER_MS } from "./host_ticks.ts";
 import type { HartEvent, HartRequest } from "./messages.ts";
 
 /** run() looks at the stop word itself every few thousand instructions; this only bounds a call. */
 const BUDGET_INSTRUCTIONS = 0x1000_0000;
-/** When the translator looks where the interpreter is, and how often it must have seen a place. */
-const SAMPLE_PERIOD_INSTRUCTIONS = 1000;
-const HOT_SAMPLES = 16;
 /** The longest that a hart sleeps without looking around. */
 const WAIT_MAX_MS = 1000;
 
@@ -61,7 +59,7 @@ function createHart(request: HartRequest & { type: "init" }): Hart {
     imports: { hostTicks: createHostTicks() },
   });
   if (request.accel === "translator") {
-    instance.setTranslator(SAMPLE_PERIOD_INSTRUCTIONS, HOT_SAMPLES);
+    instance.startTranslator(limits.translatorRegions, limits.translatorModuleBytes);
   }
   const wakeWord = layout.HART_BASE + hartId * layout.HART_STRIDE + layout.HART_WAKE_WORD;
   return { hartId, instance, memory, wakeIndex: wakeWord >>> 2 };

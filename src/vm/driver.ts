@@ -10,6 +10,7 @@
  * @module
  */
 
+import type { TranslatorFigures } from "../wasm/translator.ts";
 import type {
   HostQuestion,
   IoMethod,
@@ -20,6 +21,8 @@ import type {
   StorageConfig,
   StorageOpened,
 } from "../machine/messages.ts";
+
+export type { TranslatorFigures };
 
 /** What a driver of disks says unasked. */
 export interface StorageEvents {
@@ -61,6 +64,8 @@ export interface StorageDriver {
 export interface MachineDriver extends StorageDriver {
   /** Where its NBD server listens, with the TCP port that was chosen. */
   readonly nbd: NbdAddresses;
+  /** What its translators did; null where the harts only interpret. */
+  readonly translator: TranslatorFigures | null;
   /** Loads the boot files and lets the harts run. */
   start(): Promise<void>;
   /** Parks the harts; resolves when all are parked. */

@@ -304,6 +304,11 @@ export class Machine {
     return this.#session?.driver?.nbd ?? null;
   }
 
+  /** What its translators did, while it is open. */
+  get translator(): MachineDriver["translator"] {
+    return this.#session?.driver?.translator ?? null;
+  }
+
   /** A call to the I/O worker on behalf of a reader. */
   async call<M extends IoMethod>(
     method: M,
@@ -380,10 +385,8 @@ export class Machine {
     const { id, name, image, memoryBytes, hartCount, accel, disks } = this.#record;
     const scratchDirectory = folder.scratchDirectory(id);
     await Deno.mkdir(scratchDirectory, { recursive: true, mode: 0o700 });
-    const socketPath = folder.socketPath(id);
-    await Deno.remove(socketPath).catch(ignoreMissing);
-    const monitorPath = folder.monitorPath(id);
-    await Deno.remove(monitorPath).catch(ignoreMissing);
+    const [socketPath, monitorPath] = [folder.socketPath(id), folder.monitorPath(id)];
+    for (const path of [socketPath, monitorPath]) await Deno.remove(path).catch(ignoreMissing);
     return {
       name,
       memoryBytes,

@@ -28,6 +28,7 @@ import type {
   StorageOpened,
   WorkerInit,
 } from "../machine/messages.ts";
+import { readTranslatorFigures, type TranslatorFigures } from "../wasm/translator.ts";
 import { createMachineMemory, type HartLayout, readHartLayout } from "../wasm/hart.ts";
 import type { DriverEvents, MachineDriver } from "./driver.ts";
 import { IoHandle, MachineFailure, messageOf, within } from "./io_handle.ts";
@@ -98,6 +99,13 @@ export class MachineHandle implements MachineDriver {
   /** Where the NBD server listens. */
   get nbd(): NbdAddresses {
     return this.#opened.nbd ?? this.#config.nbd;
+  }
+
+  /** What the translators of its harts did; null where they only interpret. */
+  get translator(): TranslatorFigures | null {
+    if (this.#config.accel !== "translator") return null;
+    const view = new DataView(this.#memory.buffer);
+    return readTranslatorFigures(view, this.#layout, this.#config.hartCount);
   }
 
   /** What is open in its I/O worker. */

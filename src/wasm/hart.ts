@@ -39,9 +39,11 @@ export interface HartExports {
   run(budget: number): number;
   /** Executes exactly `count` instructions in one slice, fewer if that ends before. */
   runExactly(count: number): number;
+  /** Translates what is hot, and keeps at most so many regions and bytes of their modules. */
+  startTranslator(regions: number, bytes: number): void;
   /**
-   * Translates places where the interpreter was seen `samples` times, looking every `period`
-   * instructions; `period` 0: nothing is translated, as at first.
+   * For tests: translates places where the interpreter was seen `samples` times, looking every
+   * `period` instructions; `period` 0: nothing is translated, as at first.
    */
   setTranslator(period: number, samples: number): void;
   /**

@@ -45,6 +45,7 @@ export class RegionCompiler implements TranslatorImports {
   #table: WebAssembly.Table | null = null;
   #functions: Record<string, WebAssembly.ExportValue> = {};
 
+  /** For an instance over this memory. */
   constructor(readonly memory: WebAssembly.Memory) {}
 
   /** Ties the compiler to the instance that it was made for. */
@@ -81,8 +82,24 @@ export class RegionCompiler implements TranslatorImports {
   };
 }
 
-/** In the order of STAT_* (assembly/hart/translator/statistics.ts). */
-const STATISTICS = [
+/** A figure of a hart: see STAT_* (assembly/hart/translator/statistics.ts) for what each says. */
+export type TranslatorStatistic =
+  | "regions"
+  | "bytes"
+  | "made"
+  | "dropped"
+  | "instructionsMade"
+  | "compileUs"
+  | "retired"
+  | "entries"
+  | "steps"
+  | "jumps"
+  | "budgets"
+  | "refused"
+  | "failed";
+
+/** In the order of STAT_*. */
+const STATISTICS: readonly TranslatorStatistic[] = [
   "regions",
   "bytes",
   "made",
@@ -96,10 +113,7 @@ const STATISTICS = [
   "budgets",
   "refused",
   "failed",
-] as const;
-
-/** The name of a figure: see STAT_* for what each says. */
-export type TranslatorStatistic = typeof STATISTICS[number];
+];
 
 /** A figure of a hart's translator, out of the machine's memory. */
 export function readStatistic(
@@ -112,4 +126,46 @@ export function readStatistic(
     hart + layout.HART_STATISTICS + 8 * STATISTICS.indexOf(which.name),
     true,
   );
+}
+
+/** What the translators of a machine's harts did, since the machine was opened. */
+export interface TranslatorFigures {
+  /** Regions that exist. */
+  regions: number;
+  /** Of their modules; the machine code that is made of them is some times as much. */
+  moduleBytes: number;
+  /** Regions made, made anew ones included. */
+  made: number;
+  /** Regions dropped: code that changed, was made anew, or had no room. */
+  dropped: number;
+  /** Time to make modules of them; compiling goes on in the background. */
+  compileMs: number;
+  /** Instructions that were executed translated. */
+  instructions: number;
+  /** How often translated code was left: why. */
+  exits: { step: number; jump: number; budget: number };
+}
+
+/** The sum over all harts of a machine. */
+export function readTranslatorFigures(
+  view: DataView,
+  layout: { HART_BASE: number; HART_STRIDE: number; HART_STATISTICS: number },
+  hartCount: number,
+): TranslatorFigures {
+  const sum = (name: TranslatorStatistic) => {
+    let total = 0;
+    for (let hartId = 0; hartId < hartCount; hartId++) {
+      total += Number(readStatistic(view, layout, { hartId, name }));
+    }
+    return total;
+  };
+  return {
+    regions: sum("regions"),
+    moduleBytes: sum("bytes"),
+    made: sum("made"),
+    dropped: sum("dropped"),
+    compileMs: Math.round(sum("compileUs") / 1000),
+    instructions: sum("retired"),
+    exits: { step: sum("steps"), jump: sum("jumps"), budget: sum("budgets") },
+  };
 }

@@ -262,6 +262,7 @@ export class FakeStorage implements StorageDriver {
 /** The workers of a machine. */
 export class FakeDriver extends FakeStorage implements MachineDriver {
   readonly nbd;
+  readonly translator = null;
   readonly typed: number[] = [];
   /** How much the console takes at once. */
   consoleRoom = Number.MAX_SAFE_INTEGER;

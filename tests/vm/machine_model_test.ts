@@ -22,6 +22,7 @@ type DriverState = "open" | "running" | "paused" | "closed";
 /** A driver that checks how it is used and fails when it is told to. */
 class CheckedDriver implements MachineDriver {
   readonly nbd;
+  readonly translator = null;
   readonly opened = { nbd: null, disks: [] };
   readonly fleecings = new Set<string>();
   state: DriverState = "open";

@@ -183,6 +183,7 @@ function describeVm(machine: Machine, service: Service): z.input<typeof VmSchema
     memoryBytes: record.memoryBytes,
     harts: record.hartCount,
     accel: record.accel ?? "interpreter",
+    translator: machine.translator,
     disks: record.disks.map(({ name, sizeBytes, isReadOnly }) => {
       const disk = machine.resourceOf(name);
       const found = service.disks.find(disk);

@@ -1,6 +1,14 @@
 /** Everything that the host sees of the processor: the layout, and the run loop. */
 export * from "./layout";
-export { bindHart as bind, reset, run, runExactly, setTranslator, wakeSeen } from "./run";
+export {
+  bindHart as bind,
+  reset,
+  run,
+  runExactly,
+  setTranslator,
+  startTranslator,
+  wakeSeen,
+} from "./run";
 export {
   atomicOperation,
   combineBytes,

@@ -21,8 +21,6 @@ import * as integer from "./integer";
 import { HART_F, HART_X } from "./layout";
 import * as op from "./opcodes";
 import {
-  FLOAT_DIRTY,
-  FLOAT_HOST,
   FRM,
   getCsr,
   hart,
@@ -51,12 +49,12 @@ let dataTlb: u32 = 0;
 let fetchTlb: u32 = 0;
 
 /** FS is dirty already: registers may be read and written without a further look. */
-let isFloatDirty: bool = false;
+export let isFloatDirty: bool = false;
 /**
  * Besides: rounding to nearest, and NX set already, so that the host's plain results are exact
  * enough.
  */
-let isFloatHost: bool = false;
+export let isFloatHost: bool = false;
 
 const FLOAT_BOX: u64 = 0xffff_ffff_0000_0000;
 const F_FROM_X: u32 = HART_F - HART_X;
@@ -76,10 +74,6 @@ export function refreshFloat(): void {
   isFloatHost = isFloatDirty && getCsr(FRM) === 0 && (fflags & FLAG_NX) !== 0;
 }
 
-/** The same for translated code: FLOAT_*. */
-export function floatState(): u32 {
-  return (isFloatDirty ? FLOAT_DIRTY : 0) | (isFloatHost && hostFuses ? FLOAT_HOST : 0);
-}
 
 /** The next instruction is the decoded one at `code`, for the guest at `pc`. */
 export function continueAt(code: u32, pc: u64): void {
@@ -90,11 +84,6 @@ export function continueAt(code: u32, pc: u64): void {
 /** Changes what may still be retired. */
 export function setLeft(left: i32): void {
   stopLeft = left;
-}
-
-/** The instruction that was counted did not retire, or was none. */
-export function uncount(): void {
-  stopLeft++;
 }
 
 // ---- operands: `x` is the address of the integer registers --------------------------------------

@@ -32,7 +32,7 @@ import { refreshPmp } from "./pmp";
 import { runTurn, SLICE_OVER } from "./slow";
 import * as s from "./state";
 import { dropAllRegions } from "./translator/regions";
-import { setPolicy } from "./translator/policy";
+import { HOT_SAMPLES, SAMPLE_PERIOD, setCacheLimits, setPolicy } from "./translator/policy";
 import { setPriv, takeInterrupt } from "./trap";
 
 /** Why `run` returned: hart.ts names them for the host. */
@@ -86,6 +86,7 @@ export function reset(pc: u64): void {
   setFflags(0);
   refreshPmp();
   dropAllCode();
+  s.resetEpoch();
   s.flushTlb();
 }
 
@@ -122,8 +123,18 @@ export function runExactly(count: i32): i32 {
 }
 
 /**
- * Turns the translator on: a place is translated when the interpreter was seen there `samples`
- * times, looking every `period` instructions; `period` 0 turns it off. 1 and 1 translate all.
+ * Turns the translator on as a machine uses it, with so many regions and bytes of their modules at
+ * most.
+ */
+export function startTranslator(regions: u32, bytes: u32): void {
+  setCacheLimits(regions, bytes);
+  setPolicy(SAMPLE_PERIOD, HOT_SAMPLES);
+}
+
+/**
+ * Turns the translator on for tests: a place is translated when the interpreter was seen there
+ * `samples` times, looking every `period` instructions; `period` 0 turns it off. 1 and 1 translate
+ * all.
  */
 export function setTranslator(period: i32, samples: u32): void {
   setPolicy(period, samples);

@@ -27,7 +27,6 @@ import {
   continueAt,
   execute,
   pcOf,
-  floatState,
   refreshFloat,
   setLeft,
   STOP_JUMP,
@@ -35,7 +34,6 @@ import {
   stopLeft,
   stopSlot,
   stopTarget,
-  uncount,
 } from "./interpreter";
 import { HART_F, HART_STATE_WORD, HART_WAITING, SBI_BUILT_IN } from "./layout";
 import { currentTlb, loadSlow, storeSlow } from "./mmu";
@@ -72,6 +70,7 @@ import {
   setX,
 } from "./state";
 import { LEFT_TO_JUMP } from "./translator/blocks";
+import { floatState } from "./translator/helpers";
 import {
   HEAT_OF_A_MISS,
   HEAT_OF_A_SAMPLE,
@@ -266,7 +265,7 @@ function isFmaOpcode(opcode: u32): bool {
 
 /** Nothing was executed: decodes what is at stopAt. */
 function decodeNext(): bool {
-  uncount();
+  setLeft(stopLeft + 1);
   const pc = nextPc();
   const pageOffset = <u32>pc & 0xffe;
   if (decodeAt(stopAt - (pageOffset << 2), pageOffset) !== 0) return true;
@@ -278,7 +277,7 @@ function decodeNext(): bool {
  * here; and all of it, if it is not for this place or would overrun the budget.
  */
 function enterTranslated(handle: u32): bool {
-  uncount();
+  setLeft(stopLeft + 1);
   const pc = nextPc();
   const left = stopLeft + heldBack;
   if (left <= 0 || isNearEnd()) return left <= 0 ? jumpTo(pc) : stepAt(pc);

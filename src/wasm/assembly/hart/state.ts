@@ -205,6 +205,14 @@ export function bumpEpoch(): void {
   if (epoch === 0) memory.fill(hart + JUMP_CACHE_BASE, 0, 4 * JUMP_CACHE_BYTES);
 }
 
+/** The state after a reset, when there are no regions: epochs begin anew. */
+export function resetEpoch(): void {
+  if (load<u32>(hart, HART_LAST_HANDLE) !== 0) {
+    memory.fill(hart + JUMP_CACHE_BASE, 0, 4 * JUMP_CACHE_BYTES);
+  }
+  store<u32>(hart, 0, HART_EPOCH);
+}
+
 function codePageByte(va: u64): u32 {
   return hart + CODE_PAGES + (<u32>(va >> 15) & (CODE_PAGES_BYTES - 1));
 }

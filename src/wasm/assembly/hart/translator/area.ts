@@ -3,7 +3,7 @@
  * alone.
  *
  *   + PAGE_HEADS   u32 a RAM page: first link of its list of regions, 0 if none      3.5 MiB
- *   + REGIONS      REGION_LIMIT records of REGION_STRIDE bytes: see regions.ts       4 MiB
+ *   + REGIONS      REGION_SLOTS records of REGION_STRIDE bytes: see regions.ts       4 MiB
  *   + HEAT         u8 counters of how often the interpreter was seen at a pc         64 KiB
  *   + PAGE_LIST    u32: RAM pages that have regions                                  64 KiB
  *   + STATE        words of regions.ts

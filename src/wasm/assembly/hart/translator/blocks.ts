@@ -243,8 +243,8 @@ function emitJump(out: u32, top: u32): void {
 // ---- looking for a page -------------------------------------------------------------------------
 
 /**
- * The body of (hart, va, size) -> address in this memory, or 0: a look into the TLB, then the core's
- * helper.
+ * The body of (hart, va, size) -> address in this memory, or 0: a look into the TLB, then the
+ * core's helper.
  */
 export function emitLookup(isWrite: bool): void {
   const entry: u32 = 3;

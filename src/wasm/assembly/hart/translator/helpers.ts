@@ -4,9 +4,10 @@ import { executeAtomic } from "../atomics";
 import { clearEvent, event, EVENT_NONE } from "../event";
 import { executeFloat, executeFma } from "../float_ops";
 import { mulh, mulhsu, mulhu, orCombine } from "../integer";
-import { floatState, refreshFloat } from "../interpreter";
+import { hostFuses } from "../float/f64";
+import { isFloatDirty, isFloatHost, refreshFloat } from "../interpreter";
 import { currentTlb, readAddress, writeAddress } from "../mmu";
-import { TLB_MASK, TLB_SHIFT, TLB_WRITE } from "../state";
+import { FLOAT_DIRTY, FLOAT_HOST, TLB_MASK, TLB_SHIFT, TLB_WRITE } from "../state";
 
 /**
  * Address in this memory of `va`, of which `size` bytes are to be read; 0 if the interpreter must do
@@ -62,6 +63,11 @@ export function floatOperation(bits: u32): i32 {
 export function fusedOperation(bits: u32): i32 {
   executeFma(bits);
   return afterFloat();
+}
+
+/** FLOAT_*: what the interpreter's loop keeps, for translated code. */
+export function floatState(): u32 {
+  return (isFloatDirty ? FLOAT_DIRTY : 0) | (isFloatHost && hostFuses ? FLOAT_HOST : 0);
 }
 
 function afterFloat(): i32 {

@@ -1,8 +1,8 @@
 /**
- * Loads and stores. The page that a base register's value last led to is in locals (locals.ts); one comparison says
- * that an access is on it and aligned. Else a function of the module looks into the TLB, and at last a helper for the page; it gives
- * the address in this memory, or 0: then the interpreter executes the instruction, which faults,
- * crosses pages or goes to a device.
+ * Loads and stores. The page that a base register's value last led to is in locals (locals.ts); one
+ * comparison says that an access is on it and aligned. Else a function of the module looks into the
+ * TLB, and at last a helper for the page; it gives the address in this memory, or 0: then the
+ * interpreter executes the instruction, which faults, crosses pages or goes to a device.
  */
 
 import * as op from "../opcodes";

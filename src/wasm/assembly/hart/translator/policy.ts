@@ -11,6 +11,10 @@
 export let samplePeriod: i32 = 0;
 export let hotSamples: u32 = 1;
 
+/** What has proven right: fewer samples cost V8's compiler more than they save. */
+export const SAMPLE_PERIOD: i32 = 1000;
+export const HOT_SAMPLES: u32 = 16;
+
 /** Turns the translator on (`period` > 0) or off. */
 export function setPolicy(period: i32, samples: u32): void {
   samplePeriod = period;
@@ -64,6 +68,14 @@ export const REBUILDS: u32 = 8;
 
 // ---- the size of the code cache -----------------------------------------------------------------
 
+/** There is room for as many regions. */
+export const REGION_SLOTS: u32 = 8192;
+
 /** When as many regions, or bytes of their modules, are there, all are dropped. */
-export const REGION_LIMIT: u32 = 8192;
-export const CODE_BYTES_LIMIT: u32 = 48 * 1024 * 1024;
+export let regionLimit: u32 = REGION_SLOTS - 1;
+export let codeBytesLimit: u32 = 48 * 1024 * 1024;
+
+export function setCacheLimits(regions: u32, bytes: u32): void {
+  regionLimit = min(regions, REGION_SLOTS - 1);
+  codeBytesLimit = bytes;
+}

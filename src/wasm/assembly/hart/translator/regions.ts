@@ -24,12 +24,13 @@ import { bumpEpoch, getPriv, hart, HART_EPOCH, jumpCache, JUMP_CACHE_MASK } from
 import { removeRegion } from "../board/env";
 import { area, HEAT, PAGE_HEADS, PAGE_LIST, REGIONS, STATE } from "./area";
 import {
-  CODE_BYTES_LIMIT,
+  codeBytesLimit,
   MISSED_PLACES,
   MISSES_OF_A_REBUILD,
   REBUILDS,
-  REGION_LIMIT,
+  REGION_SLOTS,
   REGION_PAGES,
+  regionLimit,
 } from "./policy";
 import { countStatistic, setStatistic, STAT_BYTES, STAT_DROPPED, STAT_REGIONS } from "./statistics";
 
@@ -102,7 +103,7 @@ function pageOf(record: u32, page: u32): u32 {
 /** Room for one more region: drops all if there is none. */
 export function makeRoom(): void {
   if (
-    stateWord(LIVE_COUNT) >= REGION_LIMIT - 1 || stateWord(CODE_BYTES) >= CODE_BYTES_LIMIT ||
+    stateWord(LIVE_COUNT) >= regionLimit || stateWord(CODE_BYTES) >= codeBytesLimit ||
     stateWord(PAGE_LIST_COUNT) >= PAGE_LIST_LIMIT - REGION_PAGES
   ) {
     dropAllRegions();
@@ -113,7 +114,7 @@ export function makeRoom(): void {
 export function nextIndex(): u32 {
   let index = stateWord(CURSOR);
   do {
-    index = index + 1 < REGION_LIMIT ? index + 1 : 0;
+    index = index + 1 < REGION_SLOTS ? index + 1 : 0;
   } while (load<u32>(recordOf(index + FIRST_INDEX), LIVE) !== 0);
   setStateWord(CURSOR, index);
   return index + FIRST_INDEX;
@@ -309,7 +310,7 @@ export function forgetPage(position: u32): void {
 
 export function dropAllRegions(): void {
   if (stateWord(LIVE_COUNT) === 0) return;
-  for (let index = FIRST_INDEX; index < FIRST_INDEX + REGION_LIMIT; index++) {
+  for (let index = FIRST_INDEX; index < FIRST_INDEX + REGION_SLOTS; index++) {
     if (load<u32>(recordOf(index), LIVE) !== 0) dropRegion(index);
   }
   setStateWord(PAGE_LIST_COUNT, 0);
