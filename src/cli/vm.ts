@@ -70,7 +70,11 @@ function addListAndCreate(vm: Command, client: () => Promise<Client>): void {
     .option("--image <image>", "what it boots", "demo")
     .option("--memory <size>", "with K, M, G or T; default 256M", parseSize)
     .option("--harts <count>", "processors", parseCount)
-    .option("--accel <how>", "interpreter, or translator, which is faster", "interpreter")
+    .option(
+      "--accel <how>",
+      "translator, or interpreter, which is the slower reference",
+      "translator",
+    )
     .option(
       "--disk <name:size>",
       "or NAME:SIZE:qcow2 for a new one, NAME=DISK for one that is there (ovis vm disk); " +

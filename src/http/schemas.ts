@@ -181,7 +181,7 @@ export const NewVmSchema = z.strictObject({
     multiple: MiB,
   }).default(DEFAULT_MEMORY_BYTES),
   harts: z.int().min(1).max(limits.hartCount).default(1).describe("Processors"),
-  accel: AccelSchema.default("interpreter"),
+  accel: AccelSchema.default("translator"),
   disks: z.array(NewDiskSchema).max(limits.diskCount)
     .refine((disks) => new Set(disks.map(({ name }) => name)).size === disks.length, {
       error: "two disks have one name",
