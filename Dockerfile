@@ -13,7 +13,7 @@ WORKDIR /app
 COPY deno.json deno.lock ./
 COPY src src
 COPY main.ts ./
-RUN deno install --frozen --entrypoint main.ts && deno task build
+RUN deno install --frozen --entrypoint main.ts src/client/mod.ts && deno task build
 # What only the build and the tests use stays behind; --node-modules-dir=manual below takes it as it is.
 RUN cd node_modules && rm -rf assemblyscript fast-check playwright-core @types .deno/assemblyscript@* \
     .deno/binaryen@* .deno/fast-check@* .deno/playwright-core@* .deno/@types+* .deno/undici-types@*
@@ -35,6 +35,6 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["deno", "eval", 
     "Deno.exit((await fetch(`http://127.0.0.1:${Deno.env.get('OVIS_PORT')}/healthz`)).ok ? 0 : 1)"]
 CMD ["deno", "run", "--no-prompt", "--cached-only", "--node-modules-dir=manual", \
     "--allow-read=/app,/data", "--allow-write=/data", \
-    "--allow-net", "--allow-env=OVIS_*,HOME,XDG_DATA_HOME", \
+    "--allow-net", "--allow-env=OVIS_*,HOME,XDG_DATA_HOME", "--allow-sys=uid,statfs", \
     "--allow-ffi=/lib/x86_64-linux-gnu/libc.so.6,/lib/aarch64-linux-gnu/libc.so.6", \
     "main.ts", "serve"]
