@@ -35,6 +35,7 @@ const HELPERS = [
   "floatOperation",
   "fusedOperation",
   "atomicOperation",
+  "csrOperation",
 ];
 
 /** By how much the table grows, so that it need not grow for each region. */
@@ -56,7 +57,7 @@ export class RegionCompiler implements TranslatorImports {
     HELPERS.forEach((name, index) => {
       const helper = exports[name];
       if (helper === undefined) throw new TypeError(`the module has no ${name}`);
-      this.#functions[index] = helper;
+      this.#functions[String.fromCharCode(97 + index)] = helper;
     });
   }
 

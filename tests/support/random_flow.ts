@@ -167,7 +167,7 @@ class FlowMaker {
 
   #putCsr(): void {
     const { random } = this;
-    const csr = random.pick([0x001, 0x002, 0x003, 0xc02, 0xc00, 0x340, 0x140]);
+    const csr = random.pick([0x001, 0x002, 0x003, 0xc02, 0xc00, 0x340, 0x140, 0x141]);
     const rd = random.below(PATCH);
     if (csr >= 0xc00) this.#put(asm.csrr(rd, csr));
     else this.#put(random.pick([asm.csrrw, asm.csrrs, asm.csrrc])(rd, csr, random.below(PATCH)));

@@ -12,6 +12,7 @@ export {
 export {
   atomicOperation,
   combineBytes,
+  csrOperation,
   floatOperation,
   fusedOperation,
   multiplyHigh,

@@ -227,3 +227,6 @@ export const OP_FMA: u32 = 158;
 
 /** An entry of translated code stands here; length 0, imm: its handle (translator/regions.ts). */
 export const OP_TRANSLATED: u32 = 159;
+
+/** In the translator alone: a CSR instruction after which translated code may go on. */
+export const OP_CSR_INLINE: u32 = 160;

@@ -69,7 +69,7 @@ import {
   setPc,
   setX,
 } from "./state";
-import { LEFT_TO_JUMP } from "./translator/blocks";
+import { LEFT_TO_END, LEFT_TO_JUMP } from "./translator/blocks";
 import { floatState } from "./translator/helpers";
 import {
   HEAT_OF_A_MISS,
@@ -305,6 +305,7 @@ function enterTranslated(handle: u32): bool {
     if (retired > HOPS_LOOK_INSTRUCTIONS) noteHops(retired);
     return jumpTo(next);
   }
+  if (why === LEFT_TO_END) return endAt(next, TURN_OVER);
   countStatistic(STAT_STEPS);
   return left - retired <= 0 ? jumpTo(next) : leftAt(next);
 }

@@ -130,6 +130,18 @@ export function takeInterrupt(): bool {
   return false;
 }
 
+/** Whether takeInterrupt would take one. */
+export function canTakeInterrupt(): bool {
+  const pending = readMip() & getCsr(MIE);
+  if (pending === 0) return false;
+  const priv = getPriv();
+  const mstatus = getCsr(MSTATUS);
+  const mideleg = getCsr(MIDELEG);
+  if ((pending & ~mideleg) !== 0 && (priv !== PRIV_M || (mstatus & MSTATUS_MIE) !== 0)) return true;
+  return (pending & mideleg) !== 0 &&
+    (priv === PRIV_U || (priv === PRIV_S && (mstatus & MSTATUS_SIE) !== 0));
+}
+
 /** MEI, MSI, MTI, SEI, SSI, STI (Priv 3.1.9). */
 function highestInterrupt(pending: u64): u64 {
   if ((pending & MIP_MEIP) !== 0) return 11;

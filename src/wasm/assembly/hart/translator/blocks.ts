@@ -2,8 +2,8 @@
  * The code of one block, and of a region's function around all blocks.
  *
  * An exit in the middle of a block names its place by one constant, SITE: the distance from base of
- * where to go on, shifted left by 8, and 2 * how many instructions of the block were counted but
- * not executed.
+ * where to go on, shifted left by 8, 2 * how many instructions of the block were counted but not
+ * executed, and 1 if the turn is over there.
  */
 
 import { HART_F, HART_PC, HART_X } from "../layout";
@@ -54,6 +54,8 @@ import * as w from "./writer";
 export const LEFT_TO_STEP: i32 = 0;
 /** Go on at pc: it is not known here, or the budget is used up. */
 export const LEFT_TO_JUMP: i32 = 1;
+/** The turn is over at pc: interrupts, privilege or translation may have changed. */
+export const LEFT_TO_END: i32 = 2;
 
 /** Type of regions' functions, in the module. */
 const REGION_TYPE: u32 = 0;
@@ -185,7 +187,13 @@ function emitStepExit(out: u32): void {
   w.byte(w.I32_SHR_U);
   w.byte(w.I32_ADD);
   w.set(l.LEFT);
-  w.i32Const(LEFT_TO_STEP);
+  // The lowest bit tells LEFT_TO_END from LEFT_TO_STEP.
+  w.get(l.site());
+  w.byte(w.I32_WRAP);
+  w.i32Const(1);
+  w.byte(w.I32_AND);
+  w.i32Const(1);
+  w.byte(w.I32_SHL);
   w.set(l.WHY);
   w.i32Const(0);
   w.set(l.NEXT);
@@ -423,6 +431,13 @@ function emitPoll(distance: i32): void {
 /** Leaves the region: the instruction at hand is for the interpreter. */
 export function emitStep(): void {
   w.i64Const((<i64>currentDistance << 8) | (<i64>notExecuted << 1));
+  w.set(l.site());
+  w.branch(stepLabel);
+}
+
+/** Leaves the region behind the instruction at hand, which is `length` bytes long; ends the turn. */
+export function emitEndOfTurn(length: i32): void {
+  w.i64Const((<i64>(currentDistance + length) << 8) | (<i64>(notExecuted - 1) << 1) | 1);
   w.set(l.site());
   w.branch(stepLabel);
 }

@@ -160,11 +160,27 @@ export function targetOf(slot: u64, distance: i32): i32 {
 }
 
 /**
- * Whether the interpreter must execute it: CSRs, privileged instructions, traps, FENCE.I, loads to
+ * Whether the interpreter must execute it: most CSRs, privileged instructions, traps, FENCE.I, loads to
  * x0.
  */
 export function isForInterpreter(opcode: u32): bool {
-  return opcode >= op.OP_FIRST_SLOW && (opcode < op.OP_LR_W || opcode > op.OP_FMA);
+  return opcode >= op.OP_FIRST_SLOW && opcode !== op.OP_CSR_INLINE &&
+    (opcode < op.OP_LR_W || opcode > op.OP_FMA);
+}
+
+/**
+ * CSRs that change neither what memory is mapped to nor how it may be accessed, and need neither pc
+ * nor instret: fflags, frm, fcsr, sstatus, sie, stvec, sscratch .. sip, stimecmp, time.
+ */
+function isInlineCsr(csr: u32): bool {
+  return (csr >= 1 && csr <= 3) || csr === 0x100 || csr === 0x104 || csr === 0x105 ||
+    (csr >= 0x140 && csr <= 0x144) || csr === 0x14d || csr === 0xc01;
+}
+
+/** A decoded instruction as the translator sees it. */
+function viewed(slot: u64): u64 {
+  if (<u32>slot >>> 24 !== op.OP_CSR || !isInlineCsr(<u32>(slot >> 52))) return slot;
+  return (slot & ~0xff00_0000) | (op.OP_CSR_INLINE << 24);
 }
 
 // ---- finding it ---------------------------------------------------------------------------------
@@ -253,9 +269,9 @@ function follow(distance: i32, bits: u32): void {
 function fetch(page: u32, distance: i32): u64 {
   const pageOffset = <u32>distance & 0xffe;
   const slot = decodedSlot(pageCode(page), pageRam(page), pageOffset);
-  if (slot !== 0 || pageOffset !== 0xffe) return slot;
+  if (slot !== 0 || pageOffset !== 0xffe) return viewed(slot);
   const next = wantPage((distance >> 12) + 1);
-  return next === NONE ? 0 : straddlingSlot(pageRam(page), pageRam(next));
+  return next === NONE ? 0 : viewed(straddlingSlot(pageRam(page), pageRam(next)));
 }
 
 /** Follows straight code from `start` on, and takes note of where else it goes. */

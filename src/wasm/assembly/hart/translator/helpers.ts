@@ -1,13 +1,27 @@
 /** What generated code calls: the host passes these functions on, in the order of module.ts. */
 
 import { executeAtomic } from "../atomics";
-import { clearEvent, event, EVENT_NONE } from "../event";
+import { executeCsr } from "../csr";
+import { clearEvent, event, EVENT_EXCEPTION, EVENT_NONE } from "../event";
 import { executeFloat, executeFma } from "../float_ops";
 import { mulh, mulhsu, mulhu, orCombine } from "../integer";
 import { hostFuses } from "../float/f64";
 import { isFloatDirty, isFloatHost, refreshFloat } from "../interpreter";
 import { currentTlb, readAddress, writeAddress } from "../mmu";
-import { FLOAT_DIRTY, FLOAT_HOST, TLB_MASK, TLB_SHIFT, TLB_WRITE } from "../state";
+import {
+  FLOAT_DIRTY,
+  FLOAT_HOST,
+  getCsr,
+  MSTATUS,
+  MSTATUS_FS,
+  MSTATUS_SIE,
+  MSTATUS_SPIE,
+  MSTATUS_SPP,
+  TLB_MASK,
+  TLB_SHIFT,
+  TLB_WRITE,
+} from "../state";
+import { canTakeInterrupt } from "../trap";
 
 /**
  * Address in this memory of `va`, of which `size` bytes are to be read; 0 if the interpreter must do
@@ -76,6 +90,30 @@ function afterFloat(): i32 {
     return -1;
   }
   refreshFloat();
+  return <i32> floatState();
+}
+
+/** What csrOperation says instead of FLOAT_*. */
+export const CSR_REFUSED: i32 = -1;
+const CSR_ENDS_TURN: i32 = -2;
+
+/**
+ * Executes a CSR instruction of those that translated code may go on after; FLOAT_* then, unless
+ * the interpreter must raise an exception, or an interrupt may be taken now, or more of mstatus
+ * changed than the stack of interrupt enables.
+ */
+export function csrOperation(bits: u32): i32 {
+  const before = getCsr(MSTATUS);
+  executeCsr(bits);
+  const happened = event;
+  clearEvent();
+  if (happened === EVENT_EXCEPTION) return CSR_REFUSED;
+  refreshFloat();
+  const changed = (before ^ getCsr(MSTATUS)) & ~(MSTATUS_SIE | MSTATUS_SPIE | MSTATUS_SPP);
+  // A float CSR makes FS dirty, which harms nothing.
+  const isHarmless = (changed & ~MSTATUS_FS) === 0 &&
+    (changed === 0 || (getCsr(MSTATUS) & MSTATUS_FS) === MSTATUS_FS);
+  if (happened !== EVENT_NONE && (!isHarmless || canTakeInterrupt())) return CSR_ENDS_TURN;
   return <i32> floatState();
 }
 

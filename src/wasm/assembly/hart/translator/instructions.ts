@@ -5,13 +5,15 @@
 import { HART_FENCE_WORD } from "../state";
 import { HART_X } from "../layout";
 import * as op from "../opcodes";
-import { emitStep } from "./blocks";
+import { emitEndOfTurn, emitStep } from "./blocks";
 import { isForInterpreter, setSlotPage, slotAt } from "./discover";
 import { emitFloat, isFloat, noteFloatUse } from "./float";
+import { CSR_REFUSED } from "./helpers";
 import { emitLoad, emitStore } from "./memory_access";
 import * as l from "./locals";
 import {
   IMPORT_ATOMIC,
+  IMPORT_CSR,
   IMPORT_MULH,
   IMPORT_MULHSU,
   IMPORT_MULHU,
@@ -104,6 +106,10 @@ export function emitInstruction(slot: u64, distance: i32): void {
     emitAtomic(slot);
     return;
   }
+  if (opcode === op.OP_CSR_INLINE) {
+    emitCsr(slot);
+    return;
+  }
   if (isStore(opcode)) {
     emitStore(opcode, fieldRs1(slot), immediate(slot), fieldRs2(slot));
     return;
@@ -134,6 +140,36 @@ function emitAtomic(slot: u64): void {
   w.get(l.HART);
   w.access(w.I64_LOAD, HART_X + (rd << 3));
   setXFromStack(rd);
+}
+
+/**
+ * The core executes it, and says how floating point stands, or that the interpreter must raise, or
+ * that the turn is over.
+ */
+function emitCsr(slot: u64): void {
+  const rd = fieldRd(slot);
+  const bits = <u32>(slot >> 32);
+  const isImmediate = ((bits >> 14) & 1) !== 0;
+  if (!isImmediate) storeX(fieldRs1(slot));
+  w.i32Const(bits);
+  w.call(IMPORT_CSR);
+  w.tee(l.FLOAT);
+  w.i32Const(CSR_REFUSED);
+  w.byte(w.I32_EQ);
+  w.ifUnlikely();
+  emitStep();
+  w.end();
+  if (rd !== 0) {
+    w.get(l.HART);
+    w.access(w.I64_LOAD, HART_X + (rd << 3));
+    setXFromStack(rd);
+  }
+  w.get(l.FLOAT);
+  w.i32Const(0);
+  w.byte(0x48); // i32.lt_s
+  w.ifUnlikely();
+  emitEndOfTurn(<i32>slot & 6);
+  w.end();
 }
 
 function storeX(register: u32): void {

@@ -39,7 +39,7 @@ import { hasFailed } from "./structure";
 import * as w from "./writer";
 
 // Functions by their index: imports in this order, then f. The host gives them under the names
-// "0", "1", ... of the module "f": see translator.ts.
+// "a", "b", ... of the module "f": see translator.ts.
 export const IMPORT_READ_PAGE: u32 = 0;
 export const IMPORT_WRITE_PAGE: u32 = 1;
 export const IMPORT_MULH: u32 = 2;
@@ -50,7 +50,8 @@ export const IMPORT_REVERSE_BYTES: u32 = 6;
 export const IMPORT_FLOAT: u32 = 7;
 export const IMPORT_FMA: u32 = 8;
 export const IMPORT_ATOMIC: u32 = 9;
-const IMPORT_COUNT: u32 = 10;
+export const IMPORT_CSR: u32 = 10;
+const IMPORT_COUNT: u32 = 11;
 // The module's own functions.
 export const LOOKUP_READ: u32 = IMPORT_COUNT;
 export const LOOKUP_WRITE: u32 = IMPORT_COUNT + 1;
@@ -219,7 +220,7 @@ function writeImports(): void {
   w.byte(w.I32);
   w.byte(0);
   for (let index: u32 = 0; index < IMPORT_COUNT; index++) {
-    writeName(0x66, 0x30 + index); // "f" "0"
+    writeName(0x66, 0x61 + index); // "f" "a" ...
     w.byte(0);
     w.unsigned(typeOfImport(index));
   }
