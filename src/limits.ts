@@ -123,8 +123,8 @@ export const limits = {
   nbdStallMs: 15 * 60_000,
   /** Without any request a connection lasts so long. */
   nbdIdleMs: 24 * 3_600_000,
-  /** A WebSocket frame of ours: what is fastest into browsers. */
-  nbdWebSocketFrameBytes: 256 * KiB,
+  /** A WebSocket frame of ours: what is fastest into browsers, with room for a reply's header. */
+  nbdWebSocketFrameBytes: 256 * KiB + 64,
   /** Unacknowledged bytes between the control isolate and an I/O worker, each way. */
   nbdPortWindowBytes: 4 * MiB,
   /** Bytes that a WebSocket client may have queued here, beyond which its connection is closed. */

@@ -9,14 +9,20 @@
 import { limits } from "../../limits.ts";
 import type { ByteSink, ByteStream } from "../byte_stream.ts";
 
-/** `end` closes both directions; nothing follows it. */
+/**
+ * `end` closes both directions; nothing follows it. Credit may bring buffers of messages back, to be
+ * used again: a new one of this size costs the system more than the copy into it.
+ */
 export type NbdPortMessage =
   | { type: "data"; bytes: Uint8Array<ArrayBuffer> }
-  | { type: "credit"; byteCount: number }
+  | { type: "credit"; byteCount: number; buffers?: ArrayBuffer[] }
   | { type: "end"; reason: string };
 
 /** Messages are no longer than the frames that they become. */
 const MESSAGE_BYTES = limits.nbdWebSocketFrameBytes;
+/** Shorter messages get a buffer of their own size. */
+const SHORT_BYTES = 16 * 1024;
+const BUFFERS_MAX = 16;
 
 /** See the module's description. */
 export class PortStream implements ByteStream {
@@ -27,6 +33,8 @@ export class PortStream implements ByteStream {
   #isPaused = false;
   #isClosed = false;
   #unacknowledged = 0;
+  /** Of MESSAGE_BYTES each, and nobody's. */
+  readonly #buffers: ArrayBuffer[] = [];
   #onCredit: () => void = () => {};
 
   /** Over a port that nobody else uses. */
@@ -73,9 +81,20 @@ export class PortStream implements ByteStream {
 
   #send(bytes: Uint8Array): void {
     if (this.#isClosed) throw new Error("the connection is closed");
-    const copy = bytes.slice();
+    const copy = this.#copyOf(bytes);
     this.#unacknowledged += copy.length;
     this.#post({ type: "data", bytes: copy }, [copy.buffer]);
+  }
+
+  #copyOf(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
+    if (bytes.length <= SHORT_BYTES) return bytes.slice();
+    const copy = new Uint8Array(
+      this.#buffers.pop() ?? new ArrayBuffer(MESSAGE_BYTES),
+      0,
+      bytes.length,
+    );
+    copy.set(bytes);
+    return copy;
   }
 
   #post(message: NbdPortMessage, transfer: Transferable[] = []): void {
@@ -97,6 +116,10 @@ export class PortStream implements ByteStream {
         break;
       case "credit":
         this.#unacknowledged -= message.byteCount;
+        for (const buffer of message.buffers ?? []) {
+          const isOurs = buffer.byteLength === MESSAGE_BYTES;
+          if (isOurs && this.#buffers.length < BUFFERS_MAX) this.#buffers.push(buffer);
+        }
         this.#onCredit();
         break;
       case "end":

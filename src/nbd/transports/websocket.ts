@@ -24,6 +24,9 @@ const CLOSE_NORMAL = 1000;
 const CLOSE_UNSUPPORTED_DATA = 1003;
 const CLOSE_POLICY_VIOLATION = 1008;
 
+/** A part of the window that the sender can do without. */
+const CREDIT_BYTES = limits.nbdPortWindowBytes / 4;
+
 /**
  * There is no event for room in a WebSocket: it is looked for again, less often while nothing
  * moves.
@@ -51,6 +54,9 @@ class Relay {
   readonly #decoder: TextDecoder | null;
   readonly #inbound: Uint8Array<ArrayBuffer>[] = [];
   #inboundBytes = 0;
+  /** Sent, and not yet told so. */
+  #creditBytes = 0;
+  readonly #sentBuffers: ArrayBuffer[] = [];
   #unacknowledged = 0;
   readonly #outbound: Uint8Array<ArrayBuffer>[] = [];
   #endReason: string | null = null;
@@ -135,11 +141,21 @@ class Relay {
         const frame = bytes.subarray(at, at + limits.nbdWebSocketFrameBytes);
         this.#socket.send(this.#decoder?.decode(frame, { stream: true }) ?? frame);
       }
-      this.#post({ type: "credit", byteCount: bytes.length });
+      this.#giveCredit(bytes);
       // There was room: whatever is buffered now, things are moving.
       this.#bufferedAmount = Infinity;
     }
     this.#pollForRoom();
+  }
+
+  /** The socket has copied the bytes. Credit is given in parts of the window, with its buffers. */
+  #giveCredit(bytes: Uint8Array<ArrayBuffer>): void {
+    this.#creditBytes += bytes.length;
+    this.#sentBuffers.push(bytes.buffer);
+    if (this.#creditBytes < CREDIT_BYTES) return;
+    const buffers = this.#sentBuffers.splice(0);
+    this.#post({ type: "credit", byteCount: this.#creditBytes, buffers }, buffers);
+    this.#creditBytes = 0;
   }
 
   #pollForRoom(): void {
