@@ -1,9 +1,10 @@
+import { setImmediate } from "node:timers";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { limits } from "../../src/limits.ts";
 import type { ByteStream } from "../../src/nbd/byte_stream.ts";
 import { NbdClient } from "../../src/nbd/client.ts";
 import { NbdServer } from "../../src/nbd/server.ts";
-import { PortStream } from "../../src/nbd/transports/port.ts";
+import { type NbdPortMessage, PortStream } from "../../src/nbd/transports/port.ts";
 import { connectTcp } from "../../src/nbd/transports/tcp.ts";
 import { connectUnix } from "../../src/nbd/transports/unix.ts";
 import { relayWebSocket } from "../../src/nbd/transports/websocket.ts";
@@ -174,6 +175,32 @@ function serveWebSocket(server: { serve: (stream: ByteStream) => Promise<string>
     [Symbol.asyncDispose]: () => http.shutdown(),
   };
 }
+
+Deno.test("PortStream.write() uses buffers again that came back with credit", async () => {
+  const { port1, port2 } = new MessageChannel();
+  const stream = new PortStream(port2);
+  stream.start({ onData: () => false, onEnd: () => {} });
+  const seen: Uint8Array<ArrayBuffer>[] = [];
+  let arrived = () => {};
+  port1.onmessage = ({ data }: MessageEvent<NbdPortMessage>) => {
+    if (data.type === "data") seen.push(data.bytes);
+    arrived();
+  };
+  for (const [round, length] of [100_000, 60_000, 200_000, 100, 262_144].entries()) {
+    const next = new Promise<void>((resolve) => arrived = resolve);
+    await stream.write(pattern(length, round));
+    await next;
+    const bytes = seen.at(-1) ?? new Uint8Array(0);
+    assertEquals(bytes, pattern(length, round));
+    // As a receiver that is done with it, and one that scribbles before it gives it back.
+    new Uint8Array(bytes.buffer).fill(0xee);
+    const credit: NbdPortMessage = { type: "credit", byteCount: length, buffers: [bytes.buffer] };
+    port1.postMessage(credit, [bytes.buffer]);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  stream.close("over");
+  port1.close();
+});
 
 Deno.test("relayWebSocket() carries sessions", async () => {
   const exported = new MemoryExport(pattern(16 * MiB));
