@@ -14,7 +14,8 @@
  * dispatch at its top goes on where the local `selector` says; the same at the top of the region.
  * A block that is jumped to by way of a dispatch has a number for it; those of entries are first.
  *
- * The head is the only way in, if there is one; else what breaks most cycles (chooseHead).
+ * The head is the only way in, if there is one; else the target, with the least address, of a jump
+ * back in the code: mostly the head of the guest's outermost loop.
  */
 
 import { emitBlock } from "./blocks";
@@ -248,7 +249,8 @@ function analyseItem(item: u32, sorted: u32): void {
     ways++;
     way = each;
   }
-  const head = ways === 1 ? way : chooseHead(place, count);
+  const head = chooseHead(place, count);
+  const hasOtherWays = ways > 1 || way !== head;
   for (let i: u32 = 0; i < count; i++) {
     const at = place + (i << 1);
     if (listed(at) !== head) continue;
@@ -257,7 +259,7 @@ function analyseItem(item: u32, sorted: u32): void {
     break;
   }
   setNode(head, WAY_IN, 1);
-  store<u16>(item, ways > 1 ? 1 : 0, ITEM_DISPATCHES);
+  store<u16>(item, hasOtherWays ? 1 : 0, ITEM_DISPATCHES);
 }
 
 function hasEdge(from: u32, to: u32): bool {
@@ -277,56 +279,29 @@ function isReachedFromOutside(block: u32, group: u32, item: u32): bool {
   return false;
 }
 
-/** Jumps back whose targets are tried as a loop's head. */
-const HEADS_TRIED: u32 = 8;
-
-/**
- * Of the targets of jumps back within the item, that without whose incoming edges the fewest blocks
- * are left in cycles; of several, that with the least address.
- */
+/** Target with the least address of a jump back within the item. */
 function chooseHead(place: u32, count: u32): u32 {
   let head = listed(place);
-  const group = node(head, GROUP);
-  const number = node(head, ITEM);
-  const own = ++groupCount;
-  for (let i: u32 = 0; i < count; i++) setNode(listed(place + (i << 1)), GROUP, own);
-  let least: u32 = ~0;
-  let tried: u32 = 0;
-  for (let i: u32 = 0; i < count && tried < HEADS_TRIED; i++) {
+  let least: i32 = i32.MAX_VALUE;
+  for (let i: u32 = 0; i < count; i++) {
     const from = listed(place + (i << 1));
     const edges = successorCount(from);
     for (let which: u32 = 0; which < edges; which++) {
       const to = successor(from, which);
-      if (blockStart(to) > blockStart(from) || node(to, GROUP) !== own) continue;
-      tried++;
-      const left = cyclicWithout(to, place, count, own);
-      if (left > least || (left === least && blockStart(to) >= blockStart(head))) continue;
+      if (blockStart(to) > blockStart(from) || blockStart(to) >= least) continue;
+      if (node(to, LOOP) !== 0 || !isListed(place, count, to)) continue;
       head = to;
-      least = left;
+      least = blockStart(to);
     }
-  }
-  for (let i: u32 = 0; i < count; i++) {
-    const block = listed(place + (i << 1));
-    setNode(block, GROUP, group);
-    setNode(block, ITEM, number);
   }
   return head;
 }
 
-/** How many of the blocks are in cycles that do not go through `head`. */
-function cyclicWithout(head: u32, place: u32, count: u32, group: u32): u32 {
-  const sorted = listEnd;
-  const items = sorted + (count << 1);
-  setNode(head, LOOP, 1);
-  const itemCount = sortGroup(place, count, group, sorted, items);
-  setNode(head, LOOP, 0);
-  let cyclic: u32 = 0;
-  for (let item: u32 = 0; item < itemCount; item++) {
-    const length: u32 = load<u16>(items + item * ITEM_STRIDE, ITEM_LENGTH);
-    const first = listed(itemFirst(items + item * ITEM_STRIDE, sorted));
-    if (length > 1 || (first !== head && hasEdge(first, first))) cyclic += length;
+function isListed(place: u32, count: u32, block: u32): bool {
+  for (let i: u32 = 0; i < count; i++) {
+    if (listed(place + (i << 1)) === block) return true;
   }
-  return cyclic;
+  return false;
 }
 
 function emitItem(item: u32, sorted: u32): void {
