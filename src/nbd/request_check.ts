@@ -62,10 +62,6 @@ const UNKNOWN_FLAG = refusal(
   NBD_EINVAL,
   "a command flag that is unknown, not advertised or not valid for this command",
 );
-const NO_PAYLOAD_FLAG = refusal(
-  NBD_EINVAL,
-  "with extended headers NBD_CMD_WRITE needs NBD_CMD_FLAG_PAYLOAD_LEN",
-);
 const READ_ONLY = refusal(NBD_EPERM, "this export is read-only");
 const NO_TRIM = refusal(NBD_EINVAL, "this export does not support NBD_CMD_TRIM");
 const PAST_END = refusal(NBD_EINVAL, "the request reaches past the end of the export");
@@ -103,9 +99,6 @@ export function checkRequest(request: NbdRequest, rules: RequestRules): NbdFailu
       }
       return isPastEnd ? PAST_END : null;
     case NBD_CMD_WRITE:
-      if (rules.style === "extended" && (flags & NBD_CMD_FLAG_PAYLOAD_LEN) === 0) {
-        return NO_PAYLOAD_FLAG;
-      }
       if (rules.isReadOnly) return READ_ONLY;
       if (length > rules.payloadBytesMax) return WRITE_TOO_LONG;
       return isPastEnd ? NO_SPACE : null;

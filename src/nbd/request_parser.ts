@@ -206,9 +206,10 @@ export class RequestParser {
       : view.getUint32(position + 24);
     request.payload = null;
     request.isBorrowed = false;
-    const hasPayload = isExtended
-      ? (request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0
-      : request.type === NBD_CMD_WRITE;
+    // A write has one whether its flag says so or not: QEMU's client (10.0) leaves the flag out, and
+    // its server puts up with that.
+    const hasPayload = request.type === NBD_CMD_WRITE ||
+      (isExtended && (request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0);
     this.#payloadLength = hasPayload ? request.length : 0;
     // A payload beyond the maximum is a reason to disconnect (extended headers, "Request message").
     if (isExtended && this.#payloadLength > payloadBytesMax) this.#payloadLength = -1;
