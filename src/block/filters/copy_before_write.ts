@@ -32,6 +32,7 @@ import { BusyRanges } from "../busy_ranges.ts";
 import { type Clock, systemClock } from "../clock.ts";
 import type { BlockEdge } from "../edge.ts";
 import { BlockError, toBlockError } from "../errors.ts";
+import { backingOf, DiskStatus } from "../image/chain.ts";
 import type { IoVector } from "../io_vector.ts";
 import { BlockNode, type DiscardMode } from "../node.ts";
 import { defaultChildPermissions, parentsFirst, type Permissions } from "../permissions.ts";
@@ -47,6 +48,7 @@ import {
   PERM_WRITE,
   REQ_WRITE_UNCHANGED,
   STATUS_ALLOCATED,
+  STATUS_ZERO,
 } from "../types.ts";
 import { CbwBitmaps } from "./cbw_bitmaps.ts";
 import { type BackupCopying, ClusterCopier } from "./cluster_copier.ts";
@@ -469,7 +471,14 @@ export class CopyBeforeWriteNode extends BlockNode {
       return place.node.blockStatus(offset, place.length);
     });
     // What the target holds was put there, be it as zeroes.
-    return place.isFrozen ? status : { ...status, flags: status.flags | STATUS_ALLOCATED };
+    if (!place.isFrozen) return { ...status, flags: status.flags | STATUS_ALLOCATED };
+    if ((status.flags & (STATUS_ALLOCATED | STATUS_ZERO)) !== 0) return status;
+    const below = backingOf(place.node);
+    if (below === null) return status;
+    // Nobody writes to what the disk stands on: no write needs to wait for this.
+    const run = yield* new DiskStatus(below).at(offset, status.length);
+    this.#checkReadable(offset, run.length);
+    return { length: run.length, flags: run.flags & ~STATUS_ALLOCATED };
   }
 
   /**

@@ -73,12 +73,9 @@ export class DiskStatus {
   *#statusOf(node: BlockNode, offset: number, length: number): Steps<BlockStatus> {
     const status = yield* settle(node.blockStatus(offset, length));
     const isAllocated = (status.flags & STATUS_ALLOCATED) !== 0;
-    if (!isAllocated) {
-      const backing = backingOf(node);
-      const isEnd = backing === null || offset >= backing.sizeBytes;
-      const flags = isEnd ? status.flags | STATUS_ZERO : status.flags;
-      return { length: status.length, flags };
-    }
+    // Where nothing is below, nodes that can have a backing node say themselves that it reads as
+    // zeroes. Others that don't have it (a snapshot of a disk with a chain) get it from elsewhere.
+    if (!isAllocated) return { length: status.length, flags: status.flags };
     const host = status.host ?? ownHost(node, offset);
     if (host === null) return status;
     const isData = (status.flags & (STATUS_DATA | STATUS_ZERO)) === STATUS_DATA;

@@ -1,5 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { MemoryNode } from "../../../src/block/drivers/memory.ts";
+import { RawNode } from "../../../src/block/drivers/raw.ts";
+import { CopyBeforeWriteNode } from "../../../src/block/filters/copy_before_write.ts";
+import { SnapshotAccessNode } from "../../../src/block/filters/snapshot_access.ts";
+import { DiskStatus } from "../../../src/block/image/chain.ts";
 import { startCommit } from "../../../src/block/jobs/commit.ts";
 import { startMirror } from "../../../src/block/jobs/mirror.ts";
 import { startBackup } from "../../../src/block/jobs/backup.ts";
@@ -8,7 +12,9 @@ import { createQcow2 } from "../../../src/block/qcow2/create.ts";
 import { checkQcow2 } from "../../../src/block/qcow2/check.ts";
 import { Qcow2Node } from "../../../src/block/qcow2/node.ts";
 import type { BlockNode } from "../../../src/block/node.ts";
+import { runSteps, type Steps } from "../../../src/block/steps.ts";
 import { runTransaction } from "../../../src/block/transaction.ts";
+import { STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from "../../../src/block/types.ts";
 import { assertFails } from "../support.ts";
 import { assertSameBytes, CLUSTER, content, fill, JobRig, MiB } from "./rig.ts";
 
@@ -450,3 +456,49 @@ Deno.test("a compressed backup takes less room and holds the same, also what the
   if (bytes > 20 * CLUSTER) throw new Error(`${bytes} bytes are not compressed`);
   await rig.close();
 });
+
+Deno.test("a snapshot of a disk with a chain is copied whole, whatever shows it", async () => {
+  const rig = new ChainRig();
+  const base = await rig.qcow2("base");
+  const disk = await rig.qcow2("disk", { backing: base });
+  await fill(base, 0, MiB, 0x11);
+  await fill(disk, 3 * MiB, CLUSTER, 0x22);
+  const before = await content(disk);
+  const target = rig.memory("target");
+  const file = rig.graph.add(
+    new CopyBeforeWriteNode({
+      nodeName: "cbw",
+      file: disk,
+      target: rig.memory("temp"),
+      kernels: rig.kernels,
+    }),
+  );
+  const access = rig.graph.add(new SnapshotAccessNode({ nodeName: "acc", file }));
+  const shown = rig.graph.add(new RawNode({ nodeName: "shown", file: access }));
+  await fill(rig.device(file), 0, CLUSTER, 0x33);
+  for (const node of [access, shown]) {
+    assertEquals(await runSteps(flagsOf(new DiskStatus(node), 4 * MiB)), [
+      [CLUSTER, STATUS_ALLOCATED | STATUS_DATA],
+      [MiB - CLUSTER, STATUS_DATA],
+      [2 * MiB, STATUS_ZERO],
+      [CLUSTER, STATUS_ALLOCATED | STATUS_DATA],
+      [MiB - CLUSTER, STATUS_ZERO],
+    ]);
+  }
+  const job = await startBackup(rig.layer, { jobId: "job0", source: shown, target, sync: "full" });
+  await rig.conclude(job);
+  assertSameBytes(await content(target), before);
+  await rig.close();
+});
+
+function* flagsOf(status: DiskStatus, sizeBytes: number): Steps<[number, number][]> {
+  const runs: [number, number][] = [];
+  for (let at = 0; at < sizeBytes;) {
+    const { length, flags } = yield* status.at(at, sizeBytes - at);
+    const last = runs.at(-1);
+    if (last !== undefined && last[1] === flags) last[0] += length;
+    else runs.push([length, flags]);
+    at += length;
+  }
+  return runs;
+}
