@@ -31,7 +31,7 @@ async function output(running: Promise<Ran>): Promise<string> {
   return stdout;
 }
 
-/** `ovis nbd serve`, up to its line, until the action has ended; then a SIGTERM. */
+/** `ovis nbd serve`, up to its line, until the action has ended; then a SIGTERM, unless --once. */
 async function serving(
   args: string[],
   action: (uri: string) => Promise<void>,
@@ -43,6 +43,7 @@ async function serving(
   }).spawn();
   const lines = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
+  let hasEnded = false;
   try {
     while (!text.includes("\n")) {
       const { done, value } = await lines.read();
@@ -51,12 +52,10 @@ async function serving(
     }
     const uri = /serving (\S+) /.exec(text)?.[1] ?? "";
     await action(uri);
+    // With --once the last client's leaving ends it.
+    hasEnded = args.includes("--once");
   } finally {
-    try {
-      child.kill("SIGTERM");
-    } catch {
-      // It ended by itself.
-    }
+    if (!hasEnded) child.kill("SIGTERM");
     await lines.cancel();
     const { code } = await child.status;
     assertEquals(code, 0);

@@ -6,10 +6,7 @@
  * bookmarks work.
  */
 
-// By an address that only the browser knows: for the type checker of the service it is no file.
-const { connect, openVolume, readPartitions, slice, tarOf } = await import(
-  new URL("/client/client.js", location.href).href
-);
+import { connect, openVolume, readPartitions, slice, tarOf } from "../../client/mod.ts";
 
 const PREVIEW_BYTES = 64 * 1024;
 /** Beyond it a download goes straight to a file, where the browser can. */
