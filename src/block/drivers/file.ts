@@ -36,8 +36,6 @@ import { LibC } from "./libc.ts";
 const SYNCHRONOUS_FLUSH_BYTES = 1024 * 1024;
 /** ... and only while the last one took no longer than this. */
 const SYNCHRONOUS_FLUSH_MS = 2;
-/** What a read must at least be to be worth another thread: some 30 us. */
-const BESIDE_BYTES = 256 * 1024;
 
 /** What `FileNode.open` takes. */
 export interface FileNodeOptions extends DiskFileOptions {
@@ -49,8 +47,6 @@ export interface FileNodeOptions extends DiskFileOptions {
   isUnlocked?: boolean;
   /** Nobody needs the content after this node: flushes, also the one of a close, do nothing. */
   isTemporary?: boolean;
-  /** Large reads run on another thread, while this one does something else. */
-  readsBeside?: boolean;
   /** What times flushes; the system's unless given. */
   clock?: Clock;
 }
@@ -74,7 +70,6 @@ export class FileNode extends BlockNode {
   #resources: FileResources;
   readonly #clock: Clock;
   readonly #isTemporary: boolean;
-  readonly #readsBeside: boolean;
 
   /** A run known to hold data: finding its end again can be slow (tmpfs looks at every page). */
   #dataStart = 0;
@@ -102,7 +97,6 @@ export class FileNode extends BlockNode {
     this.#resources = resources;
     this.#clock = options.clock ?? systemClock;
     this.#isTemporary = options.isTemporary ?? false;
-    this.#readsBeside = options.readsBeside ?? false;
     this.#fd = resources.file.fd;
     this.#libc = resources.libc;
     // A hole past the end changes nothing: only tells whether the file system has holes.
@@ -132,18 +126,7 @@ export class FileNode extends BlockNode {
   }
 
   /** By libc into all buffers at once; what that did not do, one by one. */
-  protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
-    const [only] = target.buffers;
-    if (
-      this.#readsBeside && target.length >= BESIDE_BYTES && only?.length === target.length &&
-      this.#libc !== null
-    ) {
-      return this.#libc.readBeside(this.#fd, only, offset).then((done) => {
-        if (done < target.length) {
-          this.#readRest(offset + done, target.slice(done, target.length - done));
-        }
-      });
-    }
+  protected override doRead(offset: number, target: IoVector): void {
     const done = this.#libc?.read(this.#fd, target.buffers, offset) ?? 0;
     if (done === target.length) return;
     this.#readRest(offset + done, target.slice(done, target.length - done));

@@ -7,7 +7,8 @@
  * all of its work or says that it did not; the callers then go the ordinary way, which finds the
  * reason. So errno is read in two places only: where it decides between "no" and "can't".
  *
- * A LibC belongs to the file that opened it.
+ * Opening the library takes milliseconds, since the runtime compiles a way into each function; so
+ * all files of a thread share one LibC, which goes with the last of them.
  *
  * @module
  */
@@ -24,12 +25,6 @@ export const LIBC_PATHS: readonly string[] = [
 
 const SYMBOLS = {
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
-  preadBeside: {
-    name: "pread",
-    parameters: ["i32", "buffer", "usize", "i64"],
-    result: "isize",
-    nonblocking: true,
-  },
   pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
   preadv: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
   pwritev: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
@@ -81,19 +76,29 @@ export class LibC {
   /** Addresses of shared buffers, which can neither move nor be detached. */
   readonly #addresses = new WeakMap<SharedArrayBuffer, bigint>();
 
+  /** The one that is open. */
+  static #shared: LibC | null = null;
+  /** How many opened this one and have not closed it. */
+  #users = 1;
+
   private constructor(library: Deno.DynamicLibrary<typeof SYMBOLS>) {
     this.#library = library;
   }
 
   /** Opens the library, or says why it can't. */
   static open(): LibC | { unavailable: string } {
+    if (LibC.#shared !== null) {
+      LibC.#shared.#users++;
+      return LibC.#shared;
+    }
     if (Deno.build.os !== "linux") return { unavailable: `no binding for ${Deno.build.os}` };
     let unavailable = "not permitted (--allow-ffi)";
     for (const path of LIBC_PATHS) {
       // Asked first: dlopen would ask the person at the terminal.
       if (Deno.permissions.querySync({ name: "ffi", path }).state !== "granted") continue;
       try {
-        return new LibC(Deno.dlopen(path, SYMBOLS));
+        LibC.#shared = new LibC(Deno.dlopen(path, SYMBOLS));
+        return LibC.#shared;
       } catch (error) {
         unavailable = error instanceof Error ? error.message : String(error);
       }
@@ -101,8 +106,10 @@ export class LibC {
     return { unavailable };
   }
 
-  /** Unloads the library; no call may follow. */
+  /** Unloads the library, if nobody else has it open; no call of the caller's may follow. */
   close(): void {
+    if (--this.#users > 0) return;
+    LibC.#shared = null;
     this.#library.close();
   }
 
@@ -115,13 +122,6 @@ export class LibC {
     }
     if (!this.#fillVector(buffers)) return 0;
     return Math.max(Number(preadv(fd, this.#vector, buffers.length, BigInt(offset))), 0);
-  }
-
-  /** `read` into one buffer on another thread. The file must stay open meanwhile. */
-  async readBeside(fd: number, buffer: Uint8Array, offset: number): Promise<number> {
-    const { preadBeside } = this.#library.symbols;
-    const view = toView(buffer);
-    return Math.max(Number(await preadBeside(fd, view, BigInt(view.length), BigInt(offset))), 0);
   }
 
   /** Writes at `offset`. The count written; below that given: not all, for whatever reason. */

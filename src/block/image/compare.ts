@@ -12,8 +12,10 @@ import { runSteps, settle, type Steps } from "../steps.ts";
 import { type MaybePromise, STATUS_ALLOCATED, STATUS_ZERO } from "../types.ts";
 import { type DiskRun, DiskStatus, sectorBytes } from "./chain.ts";
 
-/** Largest read. */
-const PIECE_BYTES = 2 * 1024 * 1024;
+/** What is read of each at once: it stays in the processor's own cache until it is compared. */
+const PIECE_BYTES = 256 * 1024;
+/** The same where a disk's answers are waited for. */
+const REMOTE_PIECE_BYTES = 2 * 1024 * 1024;
 /** Where two disks differ is said to this unit, as by qemu-img. */
 const SECTOR_BYTES = 512;
 
@@ -88,7 +90,7 @@ class Comparer {
       const run = yield* longer.status(offset, total - offset);
       let length = run.length;
       if (isData(run)) {
-        length = Math.min(length, PIECE_BYTES);
+        length = Math.min(length, longer.pieceBytes);
         const at = firstNonZero(yield* longer.read(offset, length));
         if (at >= 0) return { result: "content", offset: offset + at, isBehindEnd: true };
       }
@@ -111,7 +113,7 @@ class Comparer {
       return { length: 0, different: { result: "status", offset } };
     }
     if (!isData(one) && !isData(two)) return { length: both, different: null };
-    const piece = Math.min(both, PIECE_BYTES);
+    const piece = Math.min(both, Math.max(first.pieceBytes, second.pieceBytes));
     let at: number;
     if (!isData(one)) at = firstNonZero(yield* second.read(offset, piece));
     else if (!isData(two)) at = firstNonZero(yield* first.read(offset, piece));
@@ -131,12 +133,18 @@ class Disk {
   readonly #index: number;
   readonly #status: DiskStatus;
   readonly #buffer: Uint8Array;
+  #pieceBytes = PIECE_BYTES;
 
   constructor(node: BlockNode, index: number) {
     this.#node = node;
     this.#index = index;
     this.#status = new DiskStatus(node);
-    this.#buffer = new Uint8Array(PIECE_BYTES);
+    this.#buffer = new Uint8Array(REMOTE_PIECE_BYTES);
+  }
+
+  /** How much to read at once. */
+  get pieceBytes(): number {
+    return this.#pieceBytes;
   }
 
   /** In whole sectors. */
@@ -157,7 +165,9 @@ class Disk {
     const present = piece.subarray(0, Math.max(this.#node.sizeBytes - offset, 0));
     piece.fill(0, present.length);
     try {
-      yield* settle(this.#node.read(offset, IoVector.of(present)));
+      const request = this.#node.read(offset, IoVector.of(present));
+      if (request instanceof Promise) this.#pieceBytes = REMOTE_PIECE_BYTES;
+      yield* settle(request);
     } catch (cause) {
       throw new CompareError("read", this.#index, offset, { cause });
     }

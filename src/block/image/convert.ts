@@ -14,12 +14,14 @@
  */
 
 import { isZero } from "../../wasm/kernels.ts";
+import { systemClock } from "../clock.ts";
 import type { FileNode } from "../drivers/file.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import {
   type ByteRange,
+  type MaybePromise,
   REQ_MAY_UNMAP,
   REQ_WRITE_COMPRESSED,
   STATUS_ALLOCATED,
@@ -28,9 +30,16 @@ import {
 } from "../types.ts";
 import { type DiskRun, DiskStatus, sectorBytes } from "./chain.ts";
 
-/** Most that is read or written at once. */
-const CHUNK_BYTES = 2 * 1024 * 1024;
-/** The same where clusters are compressed: several at a time, while others are read. */
+/**
+ * What is read and then written at once where both answer within the call: it stays in the
+ * processor's own cache between the two, which makes copying twice as fast as 2 MiB at a time.
+ */
+const CHUNK_BYTES = 256 * 1024;
+/** The same where answers are waited for. */
+const REMOTE_CHUNK_BYTES = 2 * 1024 * 1024;
+/** Signals and other work get their turn after so long at the latest, also where nothing waits. */
+const TURN_MS = 100;
+/** What is read at once where clusters are compressed: several at a time, while others are read. */
 const COMPRESSED_CHUNK_BYTES = 512 * 1024;
 const SECTOR_BYTES = 512;
 /** Zeroes within a cluster of up to this size are not worth a write of their own. */
@@ -110,6 +119,16 @@ interface Chunk {
   written: () => void;
 }
 
+/** A run of a source. */
+interface SourceRun {
+  kind: Chunk["kind"];
+  /** In the target. */
+  start: number;
+  end: number;
+  /** Where the first of its bytes lies. */
+  host: DiskRun["host"];
+}
+
 interface Source {
   node: BlockNode;
   status: DiskStatus;
@@ -125,13 +144,14 @@ class Converter {
   /** Data is looked for zeroes in this unit; whole clusters where it is compressed. */
   readonly #unit: number;
   readonly #clusterBytes: number;
-  readonly #chunkBytes: number;
+  #chunkBytes: number;
   readonly #buffers: Uint8Array[] = [];
+  #turnStartMs = systemClock.now();
   #offset = 0;
   #doneBytes = 0;
   #isStopped = false;
   /** The state of the run that the cursor is in. */
-  #run: { kind: Chunk["kind"]; end: number; host: DiskRun["host"] } | null = null;
+  #run: SourceRun | null = null;
   /** Somebody moves the cursor. */
   #moving: Promise<void> | null = null;
   /** The last chunk's write, as long as it has not ended. */
@@ -157,7 +177,7 @@ class Converter {
     );
     this.#chunkBytes = options.isCompressed
       ? Math.max(COMPRESSED_CHUNK_BYTES, this.#clusterBytes)
-      : CHUNK_BYTES;
+      : Math.max(CHUNK_BYTES, Math.min(this.#clusterBytes, REMOTE_CHUNK_BYTES));
   }
 
   get isDone(): boolean {
@@ -181,6 +201,9 @@ class Converter {
       }
       this.#doneBytes += chunk.length;
       this.#options.onProgress?.(this.#doneBytes, this.#total);
+      if (systemClock.now() - this.#turnStartMs < TURN_MS) continue;
+      yield new Promise<void>((resolve) => systemClock.after(0, resolve));
+      this.#turnStartMs = systemClock.now();
     }
   }
 
@@ -202,9 +225,7 @@ class Converter {
     return this.#takeChunk(source, this.#run);
   }
 
-  *#findRun(
-    source: Source,
-  ): Steps<{ kind: Chunk["kind"]; end: number; host: DiskRun["host"] }> {
+  *#findRun(source: Source): Steps<SourceRun> {
     const offset = this.#offset;
     const at = offset - source.start;
     const run = yield* this.#statusOf(source, at);
@@ -213,7 +234,7 @@ class Converter {
     let end = isEnd ? source.end : offset + run.length;
     const aligned = end - end % this.#clusterBytes;
     if (!isEnd && aligned > offset) end = aligned;
-    return { kind: this.#kindOf(run, offset), end, host: run.host };
+    return { kind: this.#kindOf(run, offset), start: offset, end, host: run.host };
   }
 
   *#statusOf({ node, status, start }: Source, at: number): Steps<DiskRun> {
@@ -237,10 +258,7 @@ class Converter {
     return targetBacking !== null && (flags & STATUS_ALLOCATED) === 0 ? "backing" : "data";
   }
 
-  #takeChunk(
-    source: Source,
-    run: { kind: Chunk["kind"]; end: number; host: DiskRun["host"] },
-  ): Chunk {
+  #takeChunk(source: Source, run: SourceRun): Chunk {
     const offset = this.#offset;
     let { kind } = run;
     let length = Math.min(run.end, source.end) - offset;
@@ -265,7 +283,8 @@ class Converter {
       resolve();
       if (this.#lastWrite === promise) this.#lastWrite = null;
     };
-    return { offset, length, kind, source, host: run.host, before, written };
+    const host = run.host && { ...run.host, offset: run.host.offset + offset - run.start };
+    return { offset, length, kind, source, host, before, written };
   }
 
   *#copy(chunk: Chunk): Steps<void> {
@@ -276,7 +295,7 @@ class Converter {
       return yield* this.#writeZeroes(chunk.offset, chunk.length);
     }
     if (this.#options.usesCopyRange && (yield* this.#copyRange(chunk))) return;
-    const buffer = this.#buffers.pop() ?? new Uint8Array(this.#chunkBytes);
+    const buffer = this.#takeBuffer(chunk.length);
     try {
       const data = buffer.subarray(0, chunk.length);
       if (chunk.kind === "zero") data.fill(0);
@@ -287,6 +306,13 @@ class Converter {
     } finally {
       this.#buffers.push(buffer);
     }
+  }
+
+  #takeBuffer(length: number): Uint8Array {
+    const buffer = this.#buffers.pop();
+    return buffer !== undefined && buffer.length >= length
+      ? buffer
+      : new Uint8Array(this.#chunkBytes);
   }
 
   /** Waits for the chunk's turn and for the rate limit. */
@@ -302,7 +328,7 @@ class Converter {
     const length = Math.min(data.length, Math.max(node.sizeBytes - at, 0));
     data.fill(0, length);
     try {
-      yield* settle(node.read(at, IoVector.of(data.subarray(0, length))));
+      yield* this.#watched(node.read(at, IoVector.of(data.subarray(0, length))));
     } catch (cause) {
       if (this.#options.salvage === undefined) {
         throw new ConvertError("read", chunk.offset, { cause });
@@ -342,10 +368,18 @@ class Converter {
     const part = data.subarray(0, Math.max(target.sizeBytes - offset, 0));
     try {
       const flags = isCompressed ? REQ_WRITE_COMPRESSED : 0;
-      yield* settle(target.write(offset, IoVector.of(part), flags));
+      yield* this.#watched(target.write(offset, IoVector.of(part), flags));
     } catch (cause) {
       throw new ConvertError("write", offset, { cause });
     }
+  }
+
+  /** Chunks are larger from the first one that is waited for. */
+  #watched(request: MaybePromise<void>): Steps<void> {
+    if (request instanceof Promise && !this.#options.isCompressed) {
+      this.#chunkBytes = Math.max(this.#chunkBytes, REMOTE_CHUNK_BYTES);
+    }
+    return settle(request);
   }
 
   *#writeZeroes(offset: number, length: number): Steps<void> {

@@ -36,8 +36,6 @@ export interface OpenContext {
   throttleGroup(name: string): ThrottleGroup | undefined;
   /** What compresses the clusters of qcow2 images; the images' own way unless given. */
   compressor?(type: Qcow2CompressionType): Compressor;
-  /** Large reads of files run on other threads: see FileNodeOptions. */
-  readonly readsBeside?: boolean;
   /** For timeouts and delays; the machine's unless given. */
   readonly clock?: Clock;
   /** Gives openings up that wait for a server. */

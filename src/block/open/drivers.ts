@@ -78,7 +78,6 @@ const fileDriver: BlockDriver = {
         path: filename,
         isReadOnly,
         isUnlocked: locking === "off" || (common.forceShare && isReadOnly),
-        readsBeside: context.readsBeside ?? false,
       });
     if (common.isReadOnly || !common.isAutoReadOnly) return open(common.isReadOnly);
     try {

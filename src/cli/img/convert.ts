@@ -60,7 +60,7 @@ async function convert(
           warn: (message) => warn(output, message),
         });
       }
-    }, { isCopying: true });
+    });
   } catch (error) {
     throw withLeftovers(made, error);
   }

@@ -110,12 +110,6 @@ export function parseCacheMode(name: string, message = `Invalid cache option: ${
   return mode;
 }
 
-/** What a session is for. */
-export interface SessionOptions {
-  /** It moves much data: files are read on other threads, while this one writes. */
-  isCopying?: boolean;
-}
-
 /** The block layer of one command. */
 export class ImgSession {
   /** Nodes, bitmaps, jobs. */
@@ -125,7 +119,7 @@ export class ImgSession {
 
   readonly #compressors = new CompressorPool();
 
-  private constructor(block: BlockLayer, { isCopying = false }: SessionOptions) {
+  private constructor(block: BlockLayer) {
     this.block = block;
     this.context = {
       drivers: createDriverTable([createNbdDriver()]),
@@ -135,7 +129,6 @@ export class ImgSession {
       bitmaps: block.bitmaps,
       throttleGroup: () => undefined,
       opened: new WeakMap(),
-      readsBeside: isCopying,
       ...(CompressorPool.isWorthwhile
         ? { compressor: (type) => this.#compressors.compressor(type) }
         : {}),
@@ -146,12 +139,9 @@ export class ImgSession {
    * Runs a command with a block layer of its own, and closes that. An error of the command is
    * thrown on, and not covered up by one of the closing.
    */
-  static async run<T>(
-    action: (session: ImgSession) => Promise<T>,
-    options: SessionOptions = {},
-  ): Promise<T> {
+  static async run<T>(action: (session: ImgSession) => Promise<T>): Promise<T> {
     const kernels = new Kernels(await compileKernels());
-    const session = new ImgSession(new BlockLayer(kernels), options);
+    const session = new ImgSession(new BlockLayer(kernels));
     let result: T;
     try {
       result = await action(session);

@@ -1,7 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { MemoryNode } from "../../../src/block/drivers/memory.ts";
-import { FileNode } from "../../../src/block/drivers/file.ts";
 import { convertDisks, zeroAndDataRuns } from "../../../src/block/image/convert.ts";
 import { IoVector } from "../../../src/block/io_vector.ts";
 
@@ -64,22 +63,3 @@ Deno.test("convertDisks() copies random disks, whatever the options", async () =
 function memory(nodeName: string, sizeBytes: number): MemoryNode {
   return new MemoryNode({ nodeName, sizeBytes });
 }
-
-Deno.test("FileNode.read() runs beside where it is told to, with the same result", async () => {
-  const path = await Deno.makeTempFile();
-  try {
-    const content = new Uint8Array(600 * KiB).map((_, index) => index * 31 + (index >> 9));
-    await Deno.writeFile(path, content);
-    const node = FileNode.open({ nodeName: "file", path, isReadOnly: true, readsBeside: true });
-    const [large, small] = [new Uint8Array(512 * KiB), new Uint8Array(KiB)];
-    const reading = node.read(KiB, IoVector.of(large));
-    assert(reading instanceof Promise);
-    assertEquals(node.read(5, IoVector.of(small)), undefined);
-    await reading;
-    assertEquals(large, content.subarray(KiB, 513 * KiB));
-    assertEquals(small, content.subarray(5, 5 + KiB));
-    await node.close();
-  } finally {
-    await Deno.remove(path);
-  }
-});
