@@ -13,7 +13,7 @@ export let hotSamples: u32 = 1;
 
 /** What has proven right: fewer samples cost V8's compiler more than they save. */
 export const SAMPLE_PERIOD: i32 = 1000;
-export const HOT_SAMPLES: u32 = 16;
+export const HOT_SAMPLES: u32 = 120;
 
 /** Turns the translator on (`period` > 0) or off. */
 export function setPolicy(period: i32, samples: u32): void {
@@ -23,9 +23,9 @@ export function setPolicy(period: i32, samples: u32): void {
 
 /**
  * What is added to the heat of a place for a sample, and when translated code was left for it; at
- * hotSamples * HEAT_OF_A_SAMPLE it is hot.
+ * hotSamples * HEAT_OF_A_SAMPLE, which a byte must hold, it is hot.
  */
-export const HEAT_OF_A_SAMPLE: u32 = 8;
+export const HEAT_OF_A_SAMPLE: u32 = 2;
 export const HEAT_OF_A_MISS: u32 = 1;
 
 /** Samples after which all counts are halved, so that only what is hot now is translated. */
