@@ -8,6 +8,7 @@ import { Buffer } from "node:buffer";
 import { isZero } from "../../wasm/kernels.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
+import { requestBuffer } from "../request_buffer.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import { type MaybePromise, STATUS_ALLOCATED, STATUS_ZERO } from "../types.ts";
 import { type DiskRun, DiskStatus, sectorBytes } from "./chain.ts";
@@ -139,7 +140,7 @@ class Disk {
     this.#node = node;
     this.#index = index;
     this.#status = new DiskStatus(node);
-    this.#buffer = new Uint8Array(REMOTE_PIECE_BYTES);
+    this.#buffer = requestBuffer(REMOTE_PIECE_BYTES);
   }
 
   /** How much to read at once. */

@@ -18,6 +18,7 @@ import { systemClock } from "../clock.ts";
 import type { FileNode } from "../drivers/file.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
+import { requestBuffer } from "../request_buffer.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import {
   type ByteRange,
@@ -39,8 +40,6 @@ const CHUNK_BYTES = 256 * 1024;
 const REMOTE_CHUNK_BYTES = 2 * 1024 * 1024;
 /** Signals and other work get their turn after so long at the latest, also where nothing waits. */
 const TURN_MS = 100;
-/** What is read at once where clusters are compressed: several at a time, while others are read. */
-const COMPRESSED_CHUNK_BYTES = 512 * 1024;
 const SECTOR_BYTES = 512;
 /** Zeroes within a cluster of up to this size are not worth a write of their own. */
 const WHOLE_CLUSTER_BYTES = 65536;
@@ -175,9 +174,7 @@ class Converter {
       options.sparseBytes,
       options.isTargetZero && this.#clusterBytes <= WHOLE_CLUSTER_BYTES ? this.#clusterBytes : 0,
     );
-    this.#chunkBytes = options.isCompressed
-      ? Math.max(COMPRESSED_CHUNK_BYTES, this.#clusterBytes)
-      : Math.max(CHUNK_BYTES, Math.min(this.#clusterBytes, REMOTE_CHUNK_BYTES));
+    this.#chunkBytes = Math.max(CHUNK_BYTES, Math.min(this.#clusterBytes, REMOTE_CHUNK_BYTES));
   }
 
   get isDone(): boolean {
@@ -312,7 +309,7 @@ class Converter {
     const buffer = this.#buffers.pop();
     return buffer !== undefined && buffer.length >= length
       ? buffer
-      : new Uint8Array(this.#chunkBytes);
+      : requestBuffer(this.#chunkBytes);
   }
 
   /** Waits for the chunk's turn and for the rate limit. */

@@ -7,6 +7,7 @@
 import { BlockError } from "../errors.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
+import { requestBuffer } from "../request_buffer.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import { REQ_FUA } from "../types.ts";
 
@@ -78,7 +79,7 @@ class BenchRun {
 
   *work(): Steps<void> {
     const { bufferBytes, pattern, isWrite, flushInterval, stepBytes, isWritethrough } = this.#bench;
-    const data = IoVector.of(new Uint8Array(bufferBytes).fill(pattern));
+    const data = IoVector.of(requestBuffer(bufferBytes).fill(pattern));
     const flags = isWritethrough ? REQ_FUA : 0;
     for (;;) {
       while (this.#flush !== null) yield this.#flush.promise;
