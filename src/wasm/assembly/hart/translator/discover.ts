@@ -160,8 +160,8 @@ export function targetOf(slot: u64, distance: i32): i32 {
 }
 
 /**
- * Whether the interpreter must execute it: most CSRs, privileged instructions, traps, FENCE.I, loads
- * to x0.
+ * Whether the interpreter must execute it: most CSRs, privileged instructions, traps, FENCE.I,
+ * loads to x0.
  */
 export function isForInterpreter(opcode: u32): bool {
   return opcode >= op.OP_FIRST_SLOW && opcode !== op.OP_CSR_INLINE &&
