@@ -14,7 +14,8 @@
 import { BlockLayer } from "../block/block_layer.ts";
 import { FileNode } from "../block/drivers/file.ts";
 import { BlockError } from "../block/errors.ts";
-import { allocationContext, dirtyBitmapContext } from "../block/exports/meta_contexts.ts";
+import { diskAllocationContext } from "../block/exports/disk_contexts.ts";
+import { dirtyBitmapContext } from "../block/exports/meta_contexts.ts";
 import type { BlockExport } from "../block/export.ts";
 import { BlockBackend } from "../block/backend.ts";
 import type { BlockNode } from "../block/node.ts";
@@ -282,8 +283,7 @@ export class IoStorage {
     const { backend, node } = this.disks.get(params.disk);
     checkPart(params, backend.sizeBytes);
     if (context === "allocation") {
-      const map = allocationContext((offset, length) => backend.blockStatus(offset, length));
-      return { result: { extents: await readMap(map, params) } };
+      return { result: { extents: await readMap(diskAllocationContext(backend), params) } };
     }
     const [only, ...more] = this.#block.bitmaps.list(node);
     if (bitmap === null && (only === undefined || more.length > 0)) {

@@ -15,7 +15,7 @@
  * @module
  */
 
-import { isAbsolute, join } from "node:path";
+import { isAbsolute, join, resolve } from "node:path";
 import { limits } from "../limits.ts";
 import type { DiskConfig, DiskInfo, NewImage, StorageConfig } from "../machine/messages.ts";
 import { type DataFolder, ignoreMissing } from "./data_folder.ts";
@@ -24,6 +24,7 @@ import { DiskSessions } from "./disk_sessions.ts";
 import type { OpenStorage, StorageDriver } from "./driver.ts";
 import { ServiceError, toServiceError } from "./errors.ts";
 import type { EventLog } from "./event_log.ts";
+import { explainFile } from "./explain.ts";
 import type { JobBook } from "./job_book.ts";
 import type { Log } from "./log.ts";
 import type { DiskFormat, DiskRecord, MachineDisk, Store } from "./store.ts";
@@ -135,7 +136,7 @@ export class Disks {
     } catch (error) {
       await this.#removeFiles(record);
       store.disks.remove(record.name);
-      throw toServiceError(error);
+      throw order.path === null ? toServiceError(error) : explainFile(error);
     } finally {
       this.#changing.delete(record.name);
     }
@@ -351,13 +352,14 @@ export class Disks {
     const file = relativeTo(folder.disksDirectory, active.path);
     const other = store.disks.list(ALL).find((disk) => disk.name !== name && disk.file === file);
     if (other !== undefined) {
-      const { file, format, files } = record;
-      store.disks.put(other.name, { ...other, file, format, files, phase: "ready" });
+      const { file, format, files, backing } = record;
+      store.disks.put(other.name, { ...other, file, format, files, backing, phase: "ready" });
       store.disks.put(name, {
         ...record,
         file: other.file,
         format: other.format,
         files: other.files,
+        backing: other.backing,
       });
       return this.#tell("disk.changed", name);
     }
@@ -375,16 +377,20 @@ export class Disks {
     this.#tell("disk.changed", name);
   }
 
-  /** Files that no longer belong to a disk's chain go. */
+  /** Files that no longer belong to a disk's chain go, and disks that it no longer stands on. */
   async dropOtherFiles(name: string, info: DiskInfo): Promise<void> {
     const { store, folder } = this.#context;
-    const record = this.get(name);
     const inUse = new Set(info.chain.map(({ path }) => path));
     const real = await Deno.realPath(folder.disksDirectory);
-    const isKept = (file: string) => inUse.has(join(real, file)) || file === record.file;
+    const record = this.get(name);
+    const isInUse = (file: string) => inUse.has(resolve(real, file));
+    const isKept = (file: string) => isInUse(file) || file === record.file;
     const dropped = record.files.filter((file) => !isKept(file));
-    if (dropped.length === 0) return;
-    store.disks.put(name, { ...record, files: record.files.filter(isKept) });
+    const below = [...this.backingOf(name)].find(({ file }) => isInUse(file));
+    const backing = below?.name ?? null;
+    if (dropped.length === 0 && backing === record.backing) return;
+    store.disks.put(name, { ...record, files: record.files.filter(isKept), backing });
+    this.#tell("disk.changed", name);
     for (const file of dropped) await Deno.remove(folder.diskPath(file)).catch(ignoreMissing);
   }
 

@@ -24,6 +24,15 @@ export function explainReference(error: unknown): unknown {
     : mapped;
 }
 
+/** The same for a file that a client named: it may also be one that must not be opened. */
+export function explainFile(error: unknown): unknown {
+  const explained = explainReference(error);
+  const isForbidden = (error as { code?: unknown } | null)?.code === "EPERM";
+  return isForbidden && explained instanceof ServiceError
+    ? new ServiceError("badReference", explained.message, { cause: error })
+    : explained;
+}
+
 /** A machine that does not start: bad boot files are the client's doing. */
 export function explainBoot(name: string, error: unknown): ServiceError {
   const explained = explainDriver(name, error);

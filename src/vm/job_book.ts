@@ -153,6 +153,8 @@ export class JobBook {
       return endedAt !== null || states.includes(status);
     };
     await this.#events.waitFor(isThere, options);
+    // Whoever waited for the end finds disks as the job leaves them.
+    if (this.#jobs.get(id)?.endedAt) await this.settle();
     return isThere();
   }
 

@@ -18,6 +18,7 @@ import type {
 } from "../machine/messages.ts";
 import type { Disks } from "./disks.ts";
 import { ServiceError } from "./errors.ts";
+import { explainReference } from "./explain.ts";
 import type { JobBook, JobEntry } from "./job_book.ts";
 import type { DiskFormat } from "./store.ts";
 
@@ -86,7 +87,8 @@ export class JobStarter {
       );
     } catch (error) {
       await begun.reject();
-      throw error;
+      // Bitmaps and nodes that the order names are a client's mistake, where they are not there.
+      throw explainReference(error);
     }
   }
 

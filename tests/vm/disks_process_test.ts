@@ -56,6 +56,22 @@ async function contentHash(service: Service, disk: string): Promise<string> {
   return createHash("sha256").update(await response.bytes()).digest("hex");
 }
 
+function backingOf(service: Service, disk: string): Promise<string | null> {
+  return service.call<{ backing: string | null }>("GET", `/v1/disks/${disk}`)
+    .then(({ backing }) => backing);
+}
+
+/** Where data and where zeroes begin. */
+function mapOf(service: Service, disk: string): Promise<string> {
+  type Map = { extents: { offset: number; hole: boolean; zero: boolean }[] };
+  return service.call<Map>("GET", `/v1/disks/${disk}/extents?context=zero`).then(({ extents }) =>
+    extents.map(({ offset, hole, zero }) => {
+      assertEquals(hole, zero);
+      return `${zero ? "zero" : "data"} ${offset}`;
+    }).join(", ")
+  );
+}
+
 function chainOf(service: Service, disk = "t1:d0"): Promise<string[]> {
   return service.call<{ chain: { path: string }[] }>("GET", `/v1/disks/${disk}`)
     .then(({ chain }) => chain.map(({ path }) => path.split("/").at(-1) ?? ""));
@@ -224,16 +240,28 @@ Deno.test("disks are uploaded, stood upon, copied and backed up without a machin
     assertEquals(await contentHash(service, "b1"), await contentHash(service, "copy"));
     assertEquals(await contentHash(service, "b0"), changed);
     assertEquals((await chainOf(service, "b1")).length, 2);
-    await runJob(service, { type: "stream", disk: "top" });
-    assertEquals((await chainOf(service, "top")).length, 1);
-    assertEquals(await contentHash(service, "top"), changed);
+    // What is on record of a disk follows what a mirror or a stream makes of its chain.
+    assertEquals(await mapOf(service, "top"), `data 0, zero ${2 * QUARTER}`);
+    await runJob(service, { type: "mirror", disk: "top", target: { name: "old" } });
+    assertEquals([await backingOf(service, "top"), await backingOf(service, "old")], [
+      null,
+      "base",
+    ]);
+    await runJob(service, { type: "stream", disk: "old" });
+    assertEquals(await backingOf(service, "old"), null);
+    for (const disk of ["top", "old"]) {
+      assertEquals((await chainOf(service, disk)).length, 1);
+      assertEquals(await contentHash(service, disk), changed);
+    }
+    await service.call("DELETE", "/v1/disks/base");
+    assertEquals(await contentHash(service, "old"), changed);
     await service.call("PATCH", "/v1/disks/top", { sizeBytes: 2 * DISK_BYTES });
     assertEquals(
       await contentHash(service, "top"),
       hashOf([5, QUARTER], [6, QUARTER], [0, 6 * QUARTER]),
     );
     await service.call("DELETE", "/v1/vms/t1");
-    for (const name of ["top", "copy", "b1", "b0", "base"]) {
+    for (const name of ["top", "old", "copy", "b1", "b0"]) {
       await service.call("DELETE", `/v1/disks/${name}`);
     }
     assertEquals(await filesOf(folder), []);
