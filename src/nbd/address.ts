@@ -7,10 +7,6 @@
  */
 
 import { BlockError } from "../block/errors.ts";
-import type { ByteStream } from "./byte_stream.ts";
-import { connectTcp } from "./transports/tcp.ts";
-import { type ClientTls, securableClient } from "./transports/tls.ts";
-import { connectUnix } from "./transports/unix.ts";
 
 /** The port that IANA gave to NBD. */
 export const NBD_DEFAULT_PORT = 10809;
@@ -54,29 +50,6 @@ export function formatNbdUri({ address, exportName, isTls }: NbdLocation): strin
 /** An address as messages name it. */
 export function describeAddress(address: NbdAddress): string {
   return address.type === "unix" ? address.path : `${address.host}:${address.port}`;
-}
-
-/**
- * Connects; with `tls` the stream can be secured. Throws a BlockError whose text is QEMU's.
- */
-export async function connectNbd(
-  address: NbdAddress,
-  { signal, tls }: { signal?: AbortSignal | undefined; tls?: ClientTls | undefined } = {},
-): Promise<ByteStream> {
-  try {
-    signal?.throwIfAborted();
-    const stream = address.type === "unix"
-      ? await connectUnix(address.path)
-      : await connectTcp(address, signal);
-    return tls === undefined ? stream : securableClient(stream, tls);
-  } catch (error) {
-    if (signal?.aborted === true) throw signal.reason;
-    throw new BlockError(
-      error instanceof Deno.errors.NotFound ? "ENOENT" : "EIO",
-      `Failed to connect to '${describeAddress(address)}': ${reasonOf(error)}`,
-      { cause: error },
-    );
-  }
 }
 
 function parseUri(uri: string): NbdLocation {
@@ -139,10 +112,4 @@ function decode(text: string, filename: string): string {
 /** Percent-encodes what has a meaning in a URI, and leaves slashes readable. */
 function encodePath(path: string): string {
   return encodeURIComponent(path).replaceAll("%2F", "/").replaceAll("%3A", ":");
-}
-
-/** The system's words, without the number behind them, for an error of the runtime's. */
-function reasonOf(error: unknown): string {
-  const message = error instanceof Error ? error.message : String(error);
-  return message.replace(/ \(os error \d+\).*$/, "");
 }

@@ -21,7 +21,6 @@ import {
   union,
 } from "../block/open/qapi.ts";
 import { isNbdFilename, type NbdAddress, parseNbdFilename } from "./address.ts";
-import { NbdNode } from "./nbd_node.ts";
 import type { ClientTls } from "./transports/tls.ts";
 
 /** InetSocketAddress. */
@@ -101,7 +100,7 @@ export function createNbdDriver(surroundings: NbdDriverOptions = {}): BlockDrive
   return {
     name: "nbd",
     fields: () => fields,
-    open: ({ nodeName, options, common, context }) => {
+    open: async ({ nodeName, options, common, context }) => {
       const parsed = options as Parsed<typeof fields>;
       const { server } = parsed;
       const tlsId = parsed["tls-creds"];
@@ -116,7 +115,10 @@ export function createNbdDriver(surroundings: NbdDriverOptions = {}): BlockDrive
         }
       }
       const hostname = parsed["tls-hostname"] ?? (server.type === "inet" ? server.host : "");
-      return NbdNode.open({
+      const tls = tlsId === undefined ? {} : { tls: credentials(tlsId, hostname, surroundings) };
+      // Most who have the table never open an export, and the client takes 10 ms to load.
+      const { NbdNode } = await import("./nbd_node.ts");
+      return await NbdNode.open({
         nodeName,
         server,
         exportName: parsed.export ?? "",
@@ -124,7 +126,7 @@ export function createNbdDriver(surroundings: NbdDriverOptions = {}): BlockDrive
         isAutoReadOnly: common.isAutoReadOnly,
         reconnectDelayMs: (parsed["reconnect-delay"] ?? 0) * 1000,
         openTimeoutMs: (parsed["open-timeout"] ?? 0) * 1000,
-        ...(tlsId === undefined ? {} : { tls: credentials(tlsId, hostname, surroundings) }),
+        ...tls,
         ...(parsed["x-dirty-bitmap"] === undefined
           ? {}
           : { statusContext: parsed["x-dirty-bitmap"] }),

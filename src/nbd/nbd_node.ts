@@ -25,7 +25,7 @@ import {
   STATUS_DATA,
   STATUS_ZERO,
 } from "../block/types.ts";
-import { connectNbd, formatNbdUri, type NbdAddress } from "./address.ts";
+import { formatNbdUri, type NbdAddress } from "./address.ts";
 import type { ByteStream } from "./byte_stream.ts";
 import { NbdClient, NbdError } from "./client.ts";
 import { NbdHandshakeError } from "./client_handshake.ts";
@@ -47,6 +47,7 @@ import {
   NBD_STATE_HOLE,
   NBD_STATE_ZERO,
 } from "./codec.ts";
+import { connectNbd } from "./connect.ts";
 import type { ClientTls } from "./transports/tls.ts";
 import { connectWithin, ReconnectingClient } from "./reconnecting_client.ts";
 

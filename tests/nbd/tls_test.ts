@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { connectNbd } from "../../src/nbd/address.ts";
+import { connectNbd } from "../../src/nbd/connect.ts";
 import { NbdClient } from "../../src/nbd/client.ts";
 import { NbdHandshakeError } from "../../src/nbd/client_handshake.ts";
 import { concatBytes } from "../../src/nbd/codec.ts";

@@ -4,7 +4,8 @@
  * @module
  */
 
-import { connectNbd, type NbdLocation, parseNbdFilename } from "../../nbd/address.ts";
+import { type NbdLocation, parseNbdFilename } from "../../nbd/address.ts";
+import { connectNbd } from "../../nbd/connect.ts";
 import type { ByteStream } from "../../nbd/byte_stream.ts";
 import type { ClientTls } from "../../nbd/transports/tls.ts";
 import { readClientTls } from "../tls_files.ts";
