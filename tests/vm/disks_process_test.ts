@@ -233,6 +233,9 @@ Deno.test("disks are uploaded, stood upon, copied and backed up without a machin
     await service.call("POST", "/v1/disks/copy/bitmaps/inc", {});
     await runJob(service, { type: "backup", disk: "copy", target: { name: "b0" } });
     assertEquals(await contentHash(service, "b0"), changed);
+    const missing = { sync: "incremental", bitmap: "none", target: { name: "b9" } };
+    const order = { type: "backup", disk: "copy", ...missing };
+    assertEquals(await service.status("POST", "/v1/jobs", order), 422);
     const piece = new Uint8Array(QUARTER).fill(9);
     assertEquals(await service.status("PUT", "/v1/disks/copy/content?offset=0", piece), 204);
     const increment = { sync: "incremental", bitmap: "inc", target: { name: "b1", backing: "b0" } };
