@@ -13,7 +13,7 @@ WORKDIR /app
 COPY deno.json deno.lock ./
 COPY src src
 COPY main.ts ./
-RUN deno install --frozen --entrypoint main.ts src/client/mod.ts && deno task build
+RUN deno install --frozen --entrypoint main.ts src/cli/*.ts src/client/mod.ts && deno task build
 # What only the build and the tests use stays behind; --node-modules-dir=manual below takes it as it is.
 RUN cd node_modules && rm -rf assemblyscript fast-check playwright-core @types .deno/assemblyscript@* \
     .deno/binaryen@* .deno/fast-check@* .deno/playwright-core@* .deno/@types+* .deno/undici-types@*
