@@ -10,9 +10,6 @@
  * @module
  */
 
-// @ts-types="./asc.d.ts"
-import asc from "assemblyscript/asc";
-
 /** A module to be built. */
 interface Target {
   name: string;
@@ -112,6 +109,9 @@ async function compile(
   entry: string,
   sources: Map<string, string>,
 ): Promise<{ wasm: Uint8Array; text: string }> {
+  // Most builds find everything up to date, and the compiler takes half a second to load.
+  // @ts-types="./asc.d.ts"
+  const { default: asc } = await import("assemblyscript/asc");
   let wasm: Uint8Array | null = null;
   let text: string | null = null;
   let messages = "";
