@@ -37,7 +37,8 @@ const DiskNameSchema = z.string().regex(DISK_NAME_PATTERN, {
  *
  * @internal
  */
-export const BitmapName = z.string().min(1).max(BITMAP_NAME_CHARACTERS);
+export const BitmapName = z.string().min(1).max(BITMAP_NAME_CHARACTERS)
+  .refine((name) => !name.includes("\0"), "has a NUL character");
 
 /**
  * A whole number of bytes.

@@ -38,10 +38,15 @@ export async function findDebian(): Promise<{ files: DebianFiles; ignore: boolea
   }
 }
 
+/** Where tests keep what they fetched. */
+export function testCache(): string {
+  return Deno.env.get("OVIS_TEST_CACHE") ??
+    `${Deno.env.get("XDG_CACHE_HOME") ?? `${Deno.env.get("HOME") ?? "/tmp"}/.cache`}/ovis-tests`;
+}
+
 /** Debian 13's kernel as its package ships it, and an initramfs that ends in a busybox shell. */
 export async function debianFiles(): Promise<DebianFiles> {
-  const cache = Deno.env.get("OVIS_TEST_CACHE") ??
-    `${Deno.env.get("XDG_CACHE_HOME") ?? `${Deno.env.get("HOME") ?? "/tmp"}/.cache`}/ovis-tests`;
+  const cache = testCache();
   const files = { kernel: `${cache}/kernel`, initrd: `${cache}/initrd` };
   if (await exists(files.kernel) && await exists(files.initrd)) return files;
   const options: ArchiveOptions = {

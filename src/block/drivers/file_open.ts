@@ -137,10 +137,12 @@ const SYSTEM_REASONS: Record<string, string> = {
 /** The error of an opening, with the path, in the words of the block layer. */
 function openError(filePath: string, error: unknown): BlockError {
   const code = (error as { code?: unknown } | null)?.code;
-  const reason = SYSTEM_REASONS[String(code)] ??
+  // What this process may not is for its user as if the file said no.
+  const isDenied = error instanceof Deno.errors.NotCapable;
+  const reason = SYSTEM_REASONS[isDenied ? "EACCES" : String(code)] ??
     (error instanceof Error ? error.message : String(error));
   const message = `Could not open '${filePath}': ${reason}`;
-  if (error instanceof Deno.errors.NotCapable || code === "EROFS" || code === "EACCES") {
+  if (isDenied || code === "EROFS" || code === "EACCES") {
     return new BlockError("EPERM", message, { cause: error });
   }
   switch (code) {

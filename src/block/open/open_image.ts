@@ -11,6 +11,7 @@
 
 import fs from "node:fs";
 import path from "node:path";
+import { BlockError } from "../errors.ts";
 import type { BlockGraph } from "../graph.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
@@ -23,6 +24,8 @@ import { inputError } from "./qapi.ts";
 
 /** Bytes at a file's start that probing looks at. */
 const PROBE_BYTES = 2048;
+/** "LUKS" and two bytes (LUKS1 On-Disk Format Specification, 2.1; LUKS2 has the same). */
+const LUKS_MAGIC = [0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe];
 
 /** How an image is opened. */
 export interface OpenImageOptions {
@@ -151,6 +154,12 @@ function nestDottedKeys(object: JsonObject): JsonObject {
 export async function probeNode(node: BlockNode, context: OpenContext): Promise<string> {
   const start = new Uint8Array(Math.min(PROBE_BYTES, node.sizeBytes));
   await node.read(0, IoVector.of(start));
+  if (LUKS_MAGIC.every((byte, index) => start[index] === byte)) {
+    throw new BlockError(
+      "ENOTSUP",
+      "LUKS images are not supported: as format raw they are read as they are, encrypted",
+    );
+  }
   let best = "raw";
   let bestScore = 0;
   for (const driver of context.drivers.byName.values()) {

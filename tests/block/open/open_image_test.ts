@@ -101,6 +101,19 @@ Deno.test("openImage() can do without the chain, and takes the format that is na
     );
   }));
 
+Deno.test("openImage() says that LUKS is not supported, unless it is to be taken as raw", () =>
+  withRig(async ({ folder, open }) => {
+    const bytes = new Uint8Array(MiB);
+    bytes.set([0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe, 0, 1]);
+    await Deno.writeFile(`${folder}/secret`, bytes);
+    await assertRejects(
+      () => open("secret"),
+      BlockError,
+      "LUKS images are not supported",
+    );
+    assertEquals((await open("secret", { format: "raw" })).format, "raw");
+  }));
+
 Deno.test("openImage() bounds loops and the depth of chains", () =>
   withRig(async ({ folder, graph, image, open }) => {
     await image("self", { backingFile: "self" });
