@@ -118,7 +118,12 @@ function readCompressed(
     );
   }
   const packed = new Uint8Array(extent.length);
+  const [only] = target.buffers;
   const unpack = (): void => {
+    if (only?.length === clusterSize && target.length === clusterSize) {
+      // All of it goes to the reader: nothing is left that the next one could want.
+      return decompressCluster(image.header.compressionType, packed, only);
+    }
     const bytes = new Uint8Array(clusterSize);
     decompressCluster(image.header.compressionType, packed, bytes);
     image.lastUnpacked = { offset: extent.offset, bytes };
