@@ -109,9 +109,8 @@ async function compile(
   entry: string,
   sources: Map<string, string>,
 ): Promise<{ wasm: Uint8Array; text: string }> {
-  // Most builds find everything up to date, and the compiler takes half a second to load.
-  // @ts-types="./asc.d.ts"
-  const { default: asc } = await import("assemblyscript/asc");
+  // Most builds find everything up to date and need no compiler.
+  const { asc } = await import("./compiler.ts");
   let wasm: Uint8Array | null = null;
   let text: string | null = null;
   let messages = "";
