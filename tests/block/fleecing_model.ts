@@ -26,7 +26,13 @@ import {
 } from "../../src/block/types.ts";
 import { compileKernels, Kernels } from "../../src/wasm/kernels.ts";
 import { FakeClock } from "../support/fake_clock.ts";
-import { allSettled, Random, Scheduler, SimulatedNode } from "../support/simulation.ts";
+import {
+  allSettled,
+  type Counts,
+  Random,
+  Scheduler,
+  SimulatedNode,
+} from "../support/simulation.ts";
 import { WatchedGraph } from "../support/watched_graph.ts";
 
 const module = await compileKernels();
@@ -53,9 +59,6 @@ interface Model {
 
 /** Whether a cluster may be read; it is not known while a discard is on its way. */
 type Access = "yes" | "unknown" | "no";
-
-/** How often each thing happened, so that a test can tell that all of them did. */
-export type Counts = Record<string, number>;
 
 /** One run of the model. */
 export class FleecingSimulation {

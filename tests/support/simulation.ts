@@ -204,3 +204,36 @@ export class SimulatedNode extends BlockNode {
     return this.bytes.subarray(start, start + BLOCK).every((byte) => byte === 0);
   }
 }
+
+/** How often what happened, by its name. */
+export type Counts = Record<string, number>;
+
+/** A model run of one seed. */
+export interface Simulation {
+  /** What has happened so far. */
+  readonly counts: Counts;
+  /** Goes on by so many steps. */
+  run(steps: number): Promise<void>;
+}
+
+/** Runs a model for seeds one after the other; what happened in all. A failure names its seed. */
+export async function runSimulations(
+  { firstSeed, runs, steps }: { firstSeed: number; runs: number; steps: number },
+  start: (seed: number) => Simulation,
+): Promise<Counts> {
+  const counts: Counts = {};
+  for (let seed = firstSeed; seed < firstSeed + runs; seed++) {
+    const simulation = start(seed);
+    try {
+      await simulation.run(steps);
+    } catch (error) {
+      throw new Error(`seed ${seed}: ${error instanceof Error ? error.message : error}`, {
+        cause: error,
+      });
+    }
+    for (const [what, count] of Object.entries(simulation.counts)) {
+      counts[what] = (counts[what] ?? 0) + count;
+    }
+  }
+  return counts;
+}

@@ -6,7 +6,7 @@
  */
 
 import type { WaitOptions } from "../disk.ts";
-import { type FileKind, type FileNode, kindOfMode } from "./node.ts";
+import { deviceOf, type FileKind, type FileNode, kindOfMode } from "./node.ts";
 import { corrupt, textOf, unsupported, viewOf } from "./source.ts";
 
 /** What an inode needs of its file system. */
@@ -138,8 +138,7 @@ export class Ext4Inode implements FileNode {
     const view = viewOf(this.#bytes);
     const old = view.getUint32(BLOCK_MAP_OFFSET, true);
     if (old !== 0) return { major: (old >>> 8) & 0xff, minor: old & 0xff };
-    const number = view.getUint32(BLOCK_MAP_OFFSET + 4, true);
-    return { major: (number >>> 8) & 0xfff, minor: (number & 0xff) | ((number >>> 12) & 0xfff00) };
+    return deviceOf(view.getUint32(BLOCK_MAP_OFFSET + 4, true));
   }
 
   async *#directoryBlocks(options: WaitOptions): AsyncGenerator<Uint8Array> {

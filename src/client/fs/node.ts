@@ -81,3 +81,8 @@ export function kindOfMode(mode: number): FileKind {
       throw corrupt(`no file has the mode 0${mode.toString(8)}`);
   }
 }
+
+/** A device's number as Linux keeps it in 32 bits (new_encode_dev in linux/kdev_t.h). */
+export function deviceOf(number: number): { major: number; minor: number } {
+  return { major: (number >>> 8) & 0xfff, minor: (number & 0xff) | ((number >>> 12) & 0xfff00) };
+}

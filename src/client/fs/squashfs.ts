@@ -7,7 +7,7 @@
 
 import type { WaitOptions } from "../disk.ts";
 import { type Decompress, decompressorOf } from "./decompress.ts";
-import type { FileKind, FileNode, FileSystem } from "./node.ts";
+import { deviceOf, type FileKind, type FileNode, type FileSystem } from "./node.ts";
 import { type ByteSource, corrupt, getUint64, readExactly, unsupported, viewOf } from "./source.ts";
 
 const MAGIC = 0x73717368;
@@ -192,9 +192,7 @@ class SquashfsVolume {
       return { linkCount, sizeBytes: length, target };
     }
     if (!kind.endsWith("-device")) return { linkCount, sizeBytes: 0 };
-    const number = view.getUint32(4, true);
-    const minor = (number & 0xff) | ((number >>> 12) & 0xfff00);
-    return { linkCount, sizeBytes: 0, device: { major: (number >>> 8) & 0xfff, minor } };
+    return { linkCount, sizeBytes: 0, device: deviceOf(view.getUint32(4, true)) };
   }
 
   async #fileFacts(

@@ -28,7 +28,13 @@ import { Qcow2Node } from "../../../src/block/qcow2/node.ts";
 import type { ByteRange } from "../../../src/block/types.ts";
 import { compileKernels, Kernels } from "../../../src/wasm/kernels.ts";
 import { FakeClock } from "../../support/fake_clock.ts";
-import { allSettled, Random, Scheduler, SimulatedNode } from "../../support/simulation.ts";
+import {
+  allSettled,
+  type Counts,
+  Random,
+  Scheduler,
+  SimulatedNode,
+} from "../../support/simulation.ts";
 import { openDevice } from "../support.ts";
 
 const module = await compileKernels();
@@ -40,9 +46,6 @@ const GRANULES = Math.ceil(DISK_BYTES / GRANULE);
 const REQUESTS_MAX = 6;
 /** What targets hold at first. */
 const GARBAGE = 0xa5;
-
-/** How often each thing happened. */
-export type Counts = Record<string, number>;
 
 type Kind = "backup" | "mirror" | "commit" | "stream";
 

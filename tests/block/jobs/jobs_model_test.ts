@@ -7,27 +7,18 @@
  */
 
 import { assert } from "@std/assert";
-import { type Counts, JobSimulation } from "./jobs_model.ts";
+import { runSimulations } from "../../support/simulation.ts";
+import { JobSimulation } from "./jobs_model.ts";
 
 const FIRST_SEED = Number(Deno.env.get("OVIS_SEED") ?? 20261123);
 const RUNS = Number(Deno.env.get("OVIS_MODEL_RUNS") ?? 120);
 const STEPS = 200;
 
 Deno.test(`jobs model: ${RUNS} runs of ${STEPS} steps from seed ${FIRST_SEED}`, async () => {
-  const counts: Counts = {};
-  for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
-    const simulation = new JobSimulation(seed);
-    try {
-      await simulation.run(STEPS);
-    } catch (error) {
-      throw new Error(`seed ${seed}: ${error instanceof Error ? error.message : error}`, {
-        cause: error,
-      });
-    }
-    for (const [what, count] of Object.entries(simulation.counts)) {
-      counts[what] = (counts[what] ?? 0) + count;
-    }
-  }
+  const counts = await runSimulations(
+    { firstSeed: FIRST_SEED, runs: RUNS, steps: STEPS },
+    (seed) => new JobSimulation(seed),
+  );
   // Everything that the model knows did happen.
   const expected = [
     ...[
