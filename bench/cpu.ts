@@ -6,8 +6,9 @@
  * @module
  */
 
+import type { ConsoleDialogue } from "../src/cli/console_dialogue.ts";
+import { startOurs, startQemu } from "../tests/support/guests.ts";
 import type { Service } from "../tests/support/service.ts";
-import { type Guest, startOurs, startQemu } from "./machines.ts";
 import type { Row } from "./table.ts";
 
 const GUESTS = new URL("guests/", import.meta.url).pathname;
@@ -62,7 +63,7 @@ async function compile(target: string): Promise<void> {
   if (!success) throw new Error(new TextDecoder().decode(stderr));
 }
 
-async function readResults(guest: Guest): Promise<Map<string, Result>> {
+async function readResults(guest: ConsoleDialogue): Promise<Map<string, Result>> {
   const results = new Map<string, Result>();
   for (;;) {
     const [, name = "", us, checksum] = await guest.waitFor(/^(\w+)(?: (\d+) (\d+))?\r?\n/m);

@@ -5,9 +5,10 @@
  * @module
  */
 
+import type { ConsoleDialogue } from "../src/cli/console_dialogue.ts";
 import { debianFiles } from "../tests/support/debian.ts";
+import { demoGuest, startOurs, startQemu } from "../tests/support/guests.ts";
 import { Service } from "../tests/support/service.ts";
-import { demoGuest, figure, type Guest, startOurs, startQemu } from "./machines.ts";
 import { freeze, type QmpClient, startQmp } from "./qemu_fleecing.ts";
 import { median, medianOf, type Row } from "./table.ts";
 
@@ -20,7 +21,7 @@ const HASH_BYTES = 8 * MiB;
 /** The processor by itself: a small integer loop, and long straight code (SHA-256 unrolled). */
 export async function benchInterpreter(service: Service): Promise<Row[]> {
   const memory = { memoryBytes: 64 * MiB };
-  const measure = async (guest: Guest) => {
+  const measure = async (guest: ConsoleDialogue) => {
     await guest.waitFor(/demo> /);
     await guest.demo("spin 3000000"); // until the engine has compiled the interpreter
     return {
@@ -63,7 +64,7 @@ export async function benchInterpreter(service: Service): Promise<Row[]> {
 export async function benchBoot(service: Service): Promise<Row[]> {
   const files = { ...await debianFiles(), cmdline: "console=ttyS0" };
   const options = { memoryBytes: 512 * MiB };
-  const timed = async (start: () => Guest | Promise<Guest>) => {
+  const timed = async (start: () => ConsoleDialogue | Promise<ConsoleDialogue>) => {
     const begin = performance.now();
     await using guest = await start();
     await guest.waitFor(/Run \/init as init process/);
@@ -93,7 +94,7 @@ export async function benchDisk(service: Service): Promise<Row[]> {
     ["random write, 4 KiB, depth 8", "stress 0 7 20000", "requests/s"],
     ["random read, 4 KiB, depth 8", "load 0 7 20000", "requests/s"],
   ];
-  const measure = async (guest: Guest) => {
+  const measure = async (guest: ConsoleDialogue) => {
     await guest.waitFor(/demo> /);
     await guest.demo("fill 0 0 256M 1");
     const values: number[] = [];
@@ -121,7 +122,7 @@ export async function benchDisk(service: Service): Promise<Row[]> {
   }
 }
 
-/** Guest write speed without a fleecing, with one, and once its clusters are copied. */
+/** ConsoleDialogue write speed without a fleecing, with one, and once its clusters are copied. */
 export async function benchFleecing(service: Service): Promise<Row[]> {
   const path = await makeDisk();
   const temporary = await makeDisk();
@@ -172,7 +173,7 @@ interface Speeds {
 
 /** 4,000 random writes touch nearly two thirds of the 4,096 clusters: most are first writes. */
 async function fleecingSpeeds(
-  guest: Guest,
+  guest: ConsoleDialogue,
   start: () => Promise<() => Promise<unknown>>,
 ): Promise<Speeds> {
   await guest.waitFor(/demo> /);
@@ -204,4 +205,11 @@ async function makeDisk(): Promise<string> {
   const path = await Deno.makeTempFile({ suffix: ".img" });
   await Deno.truncate(path, DISK_BYTES);
   return path;
+}
+
+/** The figure before `unit` in a line of the demo guest's: `... 123 MB/s, ...`. */
+function figure(output: string, unit: string): number {
+  const match = new RegExp(`(\\d+) ${unit}`).exec(output);
+  if (match === null) throw new Error(`no figure in ${unit}: ${output}`);
+  return Number(match[1]);
 }

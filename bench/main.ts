@@ -4,6 +4,7 @@
  * @module
  */
 
+import { testCache } from "../tests/support/debian.ts";
 import { Service } from "../tests/support/service.ts";
 import { benchBlock } from "./block.ts";
 import { benchConvert } from "./convert.ts";
@@ -11,6 +12,7 @@ import { benchCpu } from "./cpu.ts";
 import { benchBoot, benchDisk, benchFleecing, benchInterpreter } from "./guest.ts";
 import { benchJobs } from "./jobs.ts";
 import { benchNbd } from "./nbd.ts";
+import { benchPrograms } from "./programs.ts";
 import { benchQcow2 } from "./qcow2.ts";
 import { print, printTable, type Row } from "./table.ts";
 
@@ -18,6 +20,7 @@ const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> =
   interpreter: ["The interpreter", benchInterpreter],
   cpu: ["The processor, with the translator", benchCpu],
   boot: ["Booting", benchBoot],
+  programs: ["Programs", benchPrograms],
   disk: ["The guest's disk", benchDisk],
   block: ["The block layer by itself", benchBlock],
   fleecing: ["What a fleecing costs the guest", benchFleecing],
@@ -36,7 +39,7 @@ async function main(args: string[]): Promise<number> {
   }
   const folder = await Deno.makeTempDir({ prefix: "ovis-bench-" });
   try {
-    await using service = await Service.start(folder);
+    await using service = await Service.start(folder, ["--allow-folder", testCache()]);
     print(`${navigator.hardwareConcurrency} processors, Deno ${Deno.version.deno}, medians`);
     for (const name of wanted) {
       const [title, bench] = SECTIONS[name] ?? [];

@@ -4,8 +4,8 @@
  * @module
  */
 
+import { demoGuest, startOurs } from "../tests/support/guests.ts";
 import type { FleecingAnswer, Service } from "../tests/support/service.ts";
-import { demoGuest, startOurs } from "./machines.ts";
 import { copySpeed, fioRate } from "./nbd_servers.ts";
 import { benchWebSocket } from "./nbd_websocket.ts";
 import { median, type Row } from "./table.ts";

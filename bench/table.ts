@@ -33,28 +33,34 @@ export async function medianOf(count: number, measure: () => Promise<number>): P
 
 /** Prints rows as a table of columns. */
 export function printTable(title: string, rows: readonly Row[]): void {
-  const lines = [["what", "ours", "peer", "ours/peer", "aim"]];
-  for (const row of rows) {
-    const peer = row.peer?.value;
-    const ratio = row.ours === undefined || peer === undefined
-      ? undefined
-      : row.isSmallerBetter
-      ? peer / row.ours
-      : row.ours / peer;
-    lines.push([
-      row.what,
-      `${number(row.ours)} ${row.unit}`,
-      row.peer === undefined ? "" : `${number(peer)} (${row.peer.name})`,
-      ratio === undefined ? "" : `${ratio.toFixed(2)}x`,
-      row.aim,
-    ]);
-  }
+  const lines = [["what", "ours", "peer", "ours/peer", "aim"], ...rows.map(cellsOf)];
   const widths =
     lines[0]?.map((_, column) => Math.max(...lines.map((line) => line[column]?.length ?? 0))) ?? [];
   print(`\n${title}`);
   for (const line of lines) {
     print("  " + line.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd());
   }
+}
+
+/** Prints one row by itself, where the others are long in coming. */
+export function printRow(row: Row): void {
+  print(`  ${cellsOf(row).filter((cell) => cell !== "").join("  ")}`);
+}
+
+function cellsOf(row: Row): string[] {
+  const peer = row.peer?.value;
+  const ratio = row.ours === undefined || peer === undefined
+    ? undefined
+    : row.isSmallerBetter
+    ? peer / row.ours
+    : row.ours / peer;
+  return [
+    row.what,
+    `${number(row.ours)} ${row.unit}`,
+    row.peer === undefined ? "" : `${number(peer)} (${row.peer.name})`,
+    ratio === undefined ? "" : `${ratio.toFixed(2)}x`,
+    row.aim,
+  ];
 }
 
 function number(value: number | undefined): string {

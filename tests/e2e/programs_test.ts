@@ -4,10 +4,12 @@
  * OVIS_PROGRAMS=short, or =full for Python's own regression tests and more data.
  */
 import { assert, assertEquals } from "@std/assert";
+import type { ConsoleDialogue } from "../../src/cli/console_dialogue.ts";
 import { needs } from "../support/clients.ts";
-import { type DebianFiles, findDebian, testCache } from "../support/debian.ts";
-import { debianRoot, setScript } from "../support/debian_root.ts";
-import { Service, ServiceConsole } from "../support/service.ts";
+import { findDebian, testCache } from "../support/debian.ts";
+import { debianRoot } from "../support/debian_root.ts";
+import { startOurs, startQemu } from "../support/guests.ts";
+import { Service } from "../support/service.ts";
 
 const MiB = 1024 * 1024;
 const wanted = Deno.env.get("OVIS_PROGRAMS");
@@ -24,7 +26,7 @@ const PYTHON = isFull
   : "python3 -c 'import json, math; print(json.dumps([math.sin(x) for x in range(200)]))'";
 
 const SCRIPT = [
-  "cd /tmp",
+  "echo '<script>'",
   `${PATTERN} > plain`,
   "sha256sum plain",
   "for tool in gzip xz zstd; do",
@@ -49,55 +51,15 @@ const SCRIPT = [
   ...(isFull ? ["openssl speed -seconds 1 sha256 2>&1 | grep -c sha256"] : []),
 ].join("\n");
 
-/** What the script printed, up to its end, without what the kernel says. */
-function outputOf(console: string): string[] {
-  const end = console.indexOf("<end of script>");
-  assert(end >= 0, console.slice(-2000));
-  const begin = console.lastIndexOf("<script>", end);
-  return console.slice(begin, end).split(/\r*\n/).filter((line) => !/^\[ *\d+\.\d+\]/.test(line));
-}
-
-function onQemu(files: DebianFiles, disk: string): string {
-  const { stdout } = new Deno.Command("qemu-system-riscv64", {
-    args: ["-M", "virt", "-m", "512M", "-nographic", "-kernel", files.kernel]
-      .concat(["-initrd", files.initrd, "-append", "console=ttyS0 quiet root=/dev/vda"])
-      .concat(["-drive", `file=${disk},format=raw,if=none,id=d,snapshot=on`])
-      .concat(["-device", "virtio-blk-device,drive=d"]),
-    stdin: "null",
-  }).outputSync();
-  return new TextDecoder().decode(stdout);
-}
-
-async function onOvis(files: DebianFiles, disk: string): Promise<string> {
-  const folder = await Deno.makeTempDir();
-  try {
-    await using service = await Service.start(folder);
-    await service.call("POST", "/v1/images", {
-      name: "image",
-      cmdline: "console=ttyS0 quiet root=/dev/vda",
-    });
-    for (const [part, path] of Object.entries(files)) {
-      await service.putImageFile("image", part, path);
-    }
-    const sizeBytes = Deno.statSync(disk).size;
-    await service.call("POST", "/v1/vms", {
-      name: "vm",
-      image: "image",
-      memoryBytes: 512 * MiB,
-      accel: "translator",
-      disks: [{ name: "disk0", sizeBytes }],
-      start: false,
-    });
-    const target = new Deno.Command("find", { args: [folder, "-name", "disk0.raw"] }).outputSync();
-    const path = new TextDecoder().decode(target.stdout).trim();
-    new Deno.Command("cp", { args: ["--sparse=always", disk, path] }).outputSync();
-    await service.call("POST", "/v1/vms/vm/start");
-    await using guest = new ServiceConsole(service, "vm");
-    await guest.waitFor(/<end of script>/);
-    return guest.text;
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
+/** What the script printed, without what the kernel says. */
+async function outputOf(guest: ConsoleDialogue): Promise<string[]> {
+  await guest.waitFor(/<shell>/);
+  await guest.type(`stty -echo; cat > script << 'END OF SCRIPT'\n${SCRIPT}\nEND OF SCRIPT\n`);
+  await guest.type(`sh script; exit\n`);
+  await guest.waitFor(/<end of shell>/);
+  const begin = guest.text.lastIndexOf("<script>");
+  assert(begin >= 0, guest.text.slice(-2000));
+  return guest.text.slice(begin).split(/\r*\n/).filter((line) => !/^\[ *\d+\.\d+\]/.test(line));
 }
 
 Deno.test({
@@ -105,12 +67,21 @@ Deno.test({
   ignore: wanted === undefined || debian.ignore ||
     needs("qemu-system-riscv64", "mke2fs", "debugfs", "dpkg-deb", "apt-get").ignore,
   async fn() {
-    const disk = await debianRoot(testCache());
-    setScript(disk, `echo "<script>"\n${SCRIPT}\n`);
-    const theirs = onQemu(debian.files, disk);
-    const ours = await onOvis(debian.files, disk);
-    assertEquals(outputOf(ours), outputOf(theirs));
-    assert(outputOf(ours).includes("left with 7"), ours);
-    assert(!ours.includes("e3b0c44298fc1c14"), "nothing was made of nothing");
+    const rootPath = await debianRoot(testCache());
+    const files = { ...debian.files, cmdline: "console=ttyS0 quiet root=/dev/vda" };
+    const options = { memoryBytes: 512 * MiB, rootPath };
+    await using qemu = startQemu(files, options);
+    const theirs = await outputOf(qemu);
+    const folder = await Deno.makeTempDir();
+    try {
+      await using service = await Service.start(folder, ["--allow-folder", testCache()]);
+      await using guest = await startOurs(service, files, { ...options, accel: "translator" });
+      const ours = await outputOf(guest);
+      assertEquals(ours, theirs);
+      assert(ours.includes("left with 7"), ours.join("\n"));
+      assert(!ours.join().includes("e3b0c44298fc1c14"), "nothing was made of nothing");
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
   },
 });

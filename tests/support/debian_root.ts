@@ -1,7 +1,7 @@
 /**
  * A disk with Debian's own riscv64 programs on it, made by apt and e2fsprogs without root, kept in
  * the cache folder of the tests. A machine that starts from Debian's initrd with `root=/dev/vda`
- * runs the script `/etc/ovis.sh` on it and powers off.
+ * has a shell on its console, as root in /tmp, and powers off when that ends.
  *
  * @module
  */
@@ -23,6 +23,7 @@ export const DEBIAN_PROGRAMS = [
   "7zip",
   "openssl",
   "sqlite3",
+  "sysbench",
   "python3",
   // Python's own regression tests: of whichever version is the suite's.
   "^libpython3\\.[0-9]+-testsuite$",
@@ -41,14 +42,16 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
 mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
-sh /etc/ovis.sh
-echo "<end of script>"
+cd /tmp
+echo "<shell>"
+sh
+echo "<end of shell>"
 sync
 echo o > /proc/sysrq-trigger
 sleep 60
 `;
 
-/** The disk's path: raw, ext4, with its last script still on it. Made at the first call. */
+/** The disk's path: raw, ext4, for many machines to begin with. Made at the first call. */
 export async function debianRoot(cache: string): Promise<string> {
   const hash = await crypto.subtle.digest(
     "SHA-256",
@@ -77,22 +80,24 @@ export async function debianRoot(cache: string): Promise<string> {
   }
   downloadPackages(work);
   makeRoot(work);
-  run("mke2fs", "-q", "-F", "-t", "ext4", "-d", `${work}/root`, disk, `${DISK_MEGABYTES}M`);
+  const made = `${work}/root.img`;
+  run("mke2fs", "-q", "-F", "-t", "ext4", "-d", `${work}/root`, made, `${DISK_MEGABYTES}M`);
+  await Deno.rename(made, disk);
   await Deno.remove(work, { recursive: true });
   return disk;
 }
 
-/** Puts the script that the next start runs onto the disk. */
-export function setScript(disk: string, script: string): void {
-  const file = Deno.makeTempFileSync();
-  try {
-    Deno.writeTextFileSync(file, script);
-    for (const command of ["rm /etc/ovis.sh", `write ${file} /etc/ovis.sh`]) {
-      run("debugfs", "-w", "-R", command, disk);
-    }
-  } finally {
-    Deno.removeSync(file);
+/** Makes `target` a copy of the disk with one more program in it; its path. */
+export function withProgram(
+  disk: string,
+  { name, path, target }: { name: string; path: string; target: string },
+): string {
+  run("cp", "--sparse=always", disk, target);
+  const program = `/usr/bin/${name}`;
+  for (const command of [`write ${path} ${program}`, `sif ${program} mode 0100755`]) {
+    run("debugfs", "-w", "-R", command, target);
   }
+  return target;
 }
 
 /** Those and all that they need, from the first suite whose index is sound. */
@@ -145,7 +150,6 @@ function makeRoot(work: string): void {
     Deno.mkdirSync(`${root}/${name}`, { recursive: true });
   }
   Deno.removeSync(`${root}/usr/share/doc`, { recursive: true });
-  Deno.writeTextFileSync(`${root}/etc/ovis.sh`, "");
   // The shell is there before its package's script would have named it.
   run("ln", "-sf", "dash", `${root}/usr/bin/sh`);
   run("rm", "-f", `${root}/usr/sbin/init`);
