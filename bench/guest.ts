@@ -208,7 +208,7 @@ async function makeDisk(): Promise<string> {
 }
 
 /** The figure before `unit` in a line of the demo guest's: `... 123 MB/s, ...`. */
-function figure(output: string, unit: string): number {
+export function figure(output: string, unit: string): number {
   const match = new RegExp(`(\\d+) ${unit}`).exec(output);
   if (match === null) throw new Error(`no figure in ${unit}: ${output}`);
   return Number(match[1]);

@@ -1,5 +1,6 @@
 /**
- * `deno task bench [SECTION ...]`: Ovis beside its peers, in one run, on this machine.
+ * `deno task bench [SECTION ...]`: Ovis beside its peers, in one run, on this machine. The name of
+ * a group, what stands before a hyphen, stands for all its sections.
  *
  * @module
  */
@@ -11,12 +12,14 @@ import { benchConvert } from "./convert.ts";
 import { benchCpu } from "./cpu.ts";
 import { benchBoot, benchDisk, benchFleecing, benchInterpreter } from "./guest.ts";
 import { benchJobs } from "./jobs.ts";
-import { benchNbd } from "./nbd.ts";
+import { benchNbdIdle, benchNbdServers } from "./nbd.ts";
+import { benchViews } from "./nbd_views.ts";
+import { benchWebSocket } from "./nbd_websocket.ts";
 import { benchPrograms } from "./programs.ts";
 import { benchQcow2 } from "./qcow2.ts";
-import { print, printTable, type Row } from "./table.ts";
+import { print, printTable, type Rows } from "./table.ts";
 
-const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> = {
+const SECTIONS: Record<string, [string, (service: Service) => Rows]> = {
   interpreter: ["The interpreter", benchInterpreter],
   cpu: ["The processor, with the translator", benchCpu],
   boot: ["Booting", benchBoot],
@@ -27,14 +30,21 @@ const SECTIONS: Record<string, [string, (service: Service) => Promise<Row[]>]> =
   qcow2: ["qcow2 images", benchQcow2],
   convert: ["Copies of images", benchConvert],
   jobs: ["Block jobs", benchJobs],
-  nbd: ["Reading by NBD", benchNbd],
+  "nbd-copy": ["NBD: sequential reads", () => benchNbdServers("copy")],
+  "nbd-read": ["NBD: random reads", () => benchNbdServers("read")],
+  "nbd-write": ["NBD: random writes", () => benchNbdServers("write")],
+  "nbd-map": ["NBD: the map of a large image", () => benchNbdServers("map")],
+  "nbd-idle": ["NBD: idle connections", benchNbdIdle],
+  "nbd-views": ["NBD: a frozen disk while its guest writes", benchViews],
+  "nbd-websocket": ["NBD in a WebSocket", benchWebSocket],
 };
 
 async function main(args: string[]): Promise<number> {
-  const wanted = args.length === 0 ? Object.keys(SECTIONS) : args;
-  const unknown = wanted.filter((name) => !(name in SECTIONS));
-  if (unknown.length > 0) {
-    print(`deno task bench [SECTION ...]\nsections: ${Object.keys(SECTIONS).join(", ")}`);
+  const all = Object.keys(SECTIONS);
+  const found = args.map((arg) => all.filter((name) => name === arg || name.startsWith(`${arg}-`)));
+  const wanted = args.length === 0 ? all : found.flat();
+  if (found.some((names) => names.length === 0)) {
+    print(`deno task bench [SECTION ...]\nsections: ${all.join(", ")}`);
     return args.includes("--help") ? 0 : 2;
   }
   const folder = await Deno.makeTempDir({ prefix: "ovis-bench-" });
@@ -43,7 +53,7 @@ async function main(args: string[]): Promise<number> {
     print(`${navigator.hardwareConcurrency} processors, Deno ${Deno.version.deno}, medians`);
     for (const name of wanted) {
       const [title, bench] = SECTIONS[name] ?? [];
-      if (bench) printTable(title ?? name, await bench(service));
+      if (bench) await printTable(title ?? name, bench(service));
     }
   } finally {
     await Deno.remove(folder, { recursive: true });

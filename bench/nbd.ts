@@ -1,12 +1,10 @@
 /**
  * NBD: `ovis nbd serve` beside qemu-nbd and nbdkit's file plugin, server by server, over the same
- * content with the same clients; then what a guest that writes at full speed takes from the readers
- * of its frozen disk, and WebSocket beside a server that only sends.
+ * content with the same clients.
  *
  * @module
  */
 
-import type { Service } from "../tests/support/service.ts";
 import {
   type BenchServer,
   copySpeed,
@@ -20,7 +18,6 @@ import {
   startServer,
   type Transport,
 } from "./nbd_servers.ts";
-import { benchViews } from "./nbd_views.ts";
 import type { Row } from "./table.ts";
 
 const MiB = 1024 * 1024;
@@ -32,19 +29,8 @@ const MAP_EXTENTS = 100_000;
 const RUNS = 3;
 const SERVERS: readonly ServerName[] = ["ovis", "qemu-nbd", "nbdkit file"];
 
-/** All rows. */
-export async function benchNbd(service: Service): Promise<Row[]> {
-  const folder = await Deno.makeTempDir({ prefix: "ovis-bench-nbd-" });
-  try {
-    return [
-      ...await benchServers(folder),
-      ...await benchIdle(folder),
-      ...await benchViews(service),
-    ];
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-}
+/** What belongs together, and is measured in a minute or two. */
+export type NbdPart = "copy" | "read" | "write" | "map";
 
 /** One measurement of all servers. */
 interface Test {
@@ -52,7 +38,7 @@ interface Test {
   unit: string;
   /** By the name of the peer. */
   aims: Partial<Record<ServerName, string>>;
-  file: "read" | "write" | "map";
+  part: NbdPart;
   transports: readonly Transport[];
   isSmallerBetter?: boolean;
   measure: (server: BenchServer) => Promise<number>;
@@ -63,7 +49,7 @@ const TESTS: readonly Test[] = [
     what: `nbdcopy of 1 GiB, ${connections} connection${connections > 1 ? "s" : ""}`,
     unit: "MB/s",
     aims: { "qemu-nbd": "1.5x", "nbdkit file": "no slower" },
-    file: "read",
+    part: "copy",
     transports: ["tcp", "unix"],
     measure: ({ uri }) => copySpeed(uri, COPY_BYTES, connections),
   })),
@@ -71,7 +57,7 @@ const TESTS: readonly Test[] = [
     what: `4 KiB random read, depth ${depth}`,
     unit: "IOPS",
     aims: { "qemu-nbd": depth === 1 ? "no slower" : "2x" },
-    file: "read",
+    part: "read",
     transports: ["tcp", "unix"],
     measure: ({ uri }) => fioRate(uri, { isWrite: false, depth, seconds: 1 }),
   })),
@@ -79,7 +65,7 @@ const TESTS: readonly Test[] = [
     what: "4 KiB random write, depth 16",
     unit: "IOPS",
     aims: { "qemu-nbd": "no slower" },
-    file: "write",
+    part: "write",
     transports: ["tcp", "unix"],
     measure: ({ uri }) => fioRate(uri, { isWrite: true, depth: 16, seconds: 1 }),
   },
@@ -87,7 +73,7 @@ const TESTS: readonly Test[] = [
     what: "4 KiB writes with FUA, depth 16",
     unit: "IOPS",
     aims: { "qemu-nbd": "no slower" },
-    file: "write",
+    part: "write",
     transports: ["unix"],
     measure: ({ uri }) => fuaRate(uri, 20000),
   },
@@ -95,30 +81,32 @@ const TESTS: readonly Test[] = [
     what: "nbdinfo --map, 64 GiB, 100,000 extents",
     unit: "ms",
     aims: { "qemu-nbd": "no slower" },
-    file: "map",
+    part: "map",
     transports: ["tcp", "unix"],
     isSmallerBetter: true,
     measure: ({ uri }) => mapTime(uri),
   },
 ];
 
-async function benchServers(folder: string): Promise<Row[]> {
-  const files = await makeFiles(folder);
-  const rows: Row[] = [];
-  for (const test of TESTS) {
-    for (const transport of test.transports) {
-      await using stack = new AsyncDisposableStack();
-      const servers: BenchServer[] = [];
-      for (const [index, name] of SERVERS.entries()) {
-        // Who writes locks its file: each has a copy of its own.
-        const path = test.file === "write" ? `${files.write}${index}` : files[test.file];
-        const options = { transport, isReadOnly: test.file !== "write" };
-        servers.push(stack.use(await startServer(name, path, options)));
+/** One part of the rows. */
+export async function* benchNbdServers(part: NbdPart): AsyncGenerator<Row> {
+  const folder = await Deno.makeTempDir({ prefix: "ovis-bench-nbd-" });
+  try {
+    const paths = await makeFiles(folder, part);
+    for (const test of TESTS.filter((test) => test.part === part)) {
+      for (const transport of test.transports) {
+        await using stack = new AsyncDisposableStack();
+        const servers: BenchServer[] = [];
+        for (const [index, name] of SERVERS.entries()) {
+          const options = { transport, isReadOnly: part !== "write" };
+          servers.push(stack.use(await startServer(name, paths[index] ?? "", options)));
+        }
+        yield* rowsOf(test, transport, await measureInTurn(servers, RUNS, test.measure));
       }
-      rows.push(...rowsOf(test, transport, await measureInTurn(servers, RUNS, test.measure)));
     }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
   }
-  return rows;
 }
 
 function rowsOf(test: Test, transport: Transport, values: Map<ServerName, number>): Row[] {
@@ -132,12 +120,19 @@ function rowsOf(test: Test, transport: Transport, values: Map<ServerName, number
   }));
 }
 
-/** Random bytes, so that nothing is zero and nothing compresses. */
-async function makeFiles(folder: string): Promise<Record<Test["file"], string>> {
-  const files = { read: `${folder}/read`, write: `${folder}/write`, map: `${folder}/map` };
-  await writeRandom(files.read, COPY_BYTES);
-  for (const index of SERVERS.keys()) await writeRandom(`${files.write}${index}`, WRITE_BYTES);
-  using map = await Deno.open(files.map, { create: true, write: true });
+/** A file for each server. Who writes locks its file and has one of its own. */
+async function makeFiles(folder: string, part: NbdPart): Promise<string[]> {
+  const paths = SERVERS.map((_, index) => `${folder}/${part === "write" ? index : 0}`);
+  for (const path of new Set(paths)) {
+    if (part === "map") await writeSparse(path);
+    else await writeRandom(path, part === "write" ? WRITE_BYTES : COPY_BYTES);
+  }
+  return paths;
+}
+
+/** 50,000 pieces of data, as many holes. */
+async function writeSparse(path: string): Promise<void> {
+  using map = await Deno.open(path, { create: true, write: true });
   await map.truncate(MAP_BYTES);
   const step = Math.floor(MAP_BYTES / (MAP_EXTENTS / 2) / 65536) * 65536;
   const block = new Uint8Array(4096).fill(0x5a);
@@ -146,9 +141,9 @@ async function makeFiles(folder: string): Promise<Record<Test["file"], string>> 
     map.writeSync(block);
   }
   await map.sync();
-  return files;
 }
 
+/** Random bytes, so that nothing is zero and nothing compresses. */
 async function writeRandom(path: string, byteCount: number): Promise<void> {
   using file = await Deno.open(path, { create: true, write: true });
   const bytes = new Uint8Array(MiB);
@@ -163,8 +158,8 @@ async function writeRandom(path: string, byteCount: number): Promise<void> {
 }
 
 /** What a thousand connections cost that were opened and then left alone. */
-async function benchIdle(folder: string): Promise<Row[]> {
-  const path = `${folder}/idle`;
+export async function benchNbdIdle(): Promise<Row[]> {
+  const path = await Deno.makeTempFile({ prefix: "ovis-bench-nbd-" });
   await writeRandom(path, MiB);
   await using server = await startServer("ovis", path, { transport: "tcp", isReadOnly: true });
   await copySpeed(server.uri, MiB, 1);

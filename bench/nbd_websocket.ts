@@ -7,17 +7,18 @@
 
 import { connect } from "../src/client/mod.ts";
 import { TestBrowser } from "../tests/support/browser.ts";
-import type { FleecingAnswer, Service } from "../tests/support/service.ts";
+import type { Service } from "../tests/support/service.ts";
+import { freezeOurs } from "./nbd_views.ts";
 import { median, type Row } from "./table.ts";
 
 const FRAME_BYTES = 256 * 1024;
 const RUNS = 5;
 const PLAIN = new URL("./websocket_plain.ts", import.meta.url).pathname;
 
-type View = FleecingAnswer["exports"][number];
-
-/** Rates of both, for both clients. The view's disk holds data all over. */
-export async function benchWebSocket(service: Service, view: View): Promise<Row[]> {
+/** Rates of both, for both clients. */
+export async function* benchWebSocket(service: Service): AsyncGenerator<Row> {
+  await using frozen = await freezeOurs(service);
+  const { view } = frozen;
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--allow-net", PLAIN],
     stdout: "piped",
@@ -45,6 +46,7 @@ export async function benchWebSocket(service: Service, view: View): Promise<Row[
       async () => megabytes / await readDisk(view.websocket, await ticket()),
       async () => megabytes / await receiveFrames(plainUrl, frames),
     );
+    yield row("Deno", ...deno);
     await using browser = await TestBrowser.start();
     const page = await browser.context.newPage();
     await page.goto(service.url);
@@ -59,7 +61,7 @@ export async function benchWebSocket(service: Service, view: View): Promise<Row[
       async () =>
         megabytes / await plainPage.evaluate(receiveFramesInPage, { url: plainUrl, frames }),
     );
-    return [row("Deno", ...deno), row("Chromium", ...inPage)];
+    yield row("Chromium", ...inPage);
   } finally {
     await reader.cancel();
     child.kill();

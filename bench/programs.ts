@@ -5,8 +5,8 @@
  *   OVIS_BENCH_PROGRAMS=sqlite,python   only these
  *   OVIS_COREMARK=FOLDER                the checkout (github.com/eembc/coremark)
  *
- * Runs alternate between the two guests, so that a load of the host meets both. Each row is printed
- * as it comes, and below it what the translator did meanwhile.
+ * Runs alternate between the two guests, so that a load of the host meets both. Below the rows
+ * of each stands what the translator did meanwhile.
  *
  * @module
  */
@@ -17,7 +17,7 @@ import { debianFiles, testCache } from "../tests/support/debian.ts";
 import { debianRoot, withProgram } from "../tests/support/debian_root.ts";
 import { startOurs, startQemu } from "../tests/support/guests.ts";
 import type { Service } from "../tests/support/service.ts";
-import { median, print, printRow, type Row } from "./table.ts";
+import { median, print, type Row } from "./table.ts";
 
 const MiB = 1024 * 1024;
 const MEMORY_BYTES = 512 * MiB;
@@ -156,7 +156,7 @@ function chosenPrograms(coremark: string | undefined): string[] {
 }
 
 /** Each program's figures on both. */
-export async function benchPrograms(service: Service): Promise<Row[]> {
+export async function* benchPrograms(service: Service): AsyncGenerator<Row> {
   const coremark = Deno.env.get("OVIS_COREMARK");
   const programs = chosenPrograms(coremark);
   const root = await debianRoot(testCache());
@@ -178,17 +178,13 @@ export async function benchPrograms(service: Service): Promise<Row[]> {
       );
       return translator;
     };
-    const rows: Row[] = [];
     for (const name of programs) {
       const program = PROGRAMS[name];
       if (program === undefined) continue;
       const before = await figures();
-      const measured = await measure(program, { ours, qemu });
-      measured.forEach(printRow);
+      yield* await measure(program, { ours, qemu });
       print(`    ${describe(before, await figures())}`);
-      rows.push(...measured);
     }
-    return rows;
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

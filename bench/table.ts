@@ -1,6 +1,6 @@
 /**
  * Figures of a benchmark: medians of several runs, printed as a table, with the peer in the same
- * run.
+ * run. Rows are printed as they come, so that a run that is cut off has said what it found.
  *
  * @module
  */
@@ -31,20 +31,17 @@ export async function medianOf(count: number, measure: () => Promise<number>): P
   return median(values);
 }
 
-/** Prints rows as a table of columns. */
-export function printTable(title: string, rows: readonly Row[]): void {
-  const lines = [["what", "ours", "peer", "ours/peer", "aim"], ...rows.map(cellsOf)];
-  const widths =
-    lines[0]?.map((_, column) => Math.max(...lines.map((line) => line[column]?.length ?? 0))) ?? [];
-  print(`\n${title}`);
-  for (const line of lines) {
-    print("  " + line.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd());
-  }
-}
+/** Rows, all at once or as they are measured. */
+export type Rows = Promise<Row[]> | AsyncIterable<Row>;
 
-/** Prints one row by itself, where the others are long in coming. */
-export function printRow(row: Row): void {
-  print(`  ${cellsOf(row).filter((cell) => cell !== "").join("  ")}`);
+const COLUMNS = ["what", "ours", "peer", "ours/peer", "aim"] as const;
+const WIDTHS = [76, 14, 24, 9, 0];
+
+/** Prints rows as a table of columns, each row as soon as it is there. */
+export async function printTable(title: string, rows: Rows): Promise<void> {
+  print(`\n${title}`);
+  printCells(COLUMNS);
+  for await (const row of await rows) printCells(cellsOf(row));
 }
 
 function cellsOf(row: Row): string[] {
@@ -61,6 +58,11 @@ function cellsOf(row: Row): string[] {
     ratio === undefined ? "" : `${ratio.toFixed(2)}x`,
     row.aim,
   ];
+}
+
+function printCells(cells: readonly string[]): void {
+  const padded = cells.map((cell, column) => cell.padEnd(WIDTHS[column] ?? 0));
+  print("  " + padded.join("  ").trimEnd());
 }
 
 function number(value: number | undefined): string {
