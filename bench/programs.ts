@@ -101,7 +101,7 @@ const SQL = "create table t(a integer primary key, b, c text); " +
 
 const PROGRAMS: Record<string, Program> = {
   "7z": {
-    command: "7z b 1 -mmt1 -md18",
+    command: "7z b 1 -mmt1 -md18 -mtime=0",
     figures: [
       rate("7z b, compressing", "KiB/s", /^18: +(\d+)/m),
       rate("7z b, decompressing", "KiB/s", /^18:.*\| +(\d+)/m),
