@@ -217,12 +217,18 @@ async function measure(
 function describe(before: TranslatorFigures, after: TranslatorFigures): string {
   const million = (value: number) => `${(value / 1e6).toFixed(value < 1e7 ? 2 : 0)} M`;
   const exits = Object.keys(after.exits) as (keyof TranslatorFigures["exits"])[];
+  const tiers = Object.keys(after.timeMs) as (keyof TranslatorFigures["timeMs"])[];
+  const exitsOf = (why: typeof exits[number]) => after.exits[why] - before.exits[why];
   return [
-    `translated: ${million(after.instructions - before.instructions)} instructions`,
+    `instructions: ${million(after.instructions - before.instructions)} translated, ` +
+    `${million(after.interpreted - before.interpreted)} interpreted`,
+    ...tiers.map((tier) => `${tier} ${after.timeMs[tier] - before.timeMs[tier]} ms`),
     `${after.made - before.made} regions made, ${after.regions} there`,
     `${(after.moduleBytes / MiB).toFixed(1)} MB of modules`,
     `compile ${after.compileMs - before.compileMs} ms`,
-    `exits ${exits.map((why) => `${why} ${million(after.exits[why] - before.exits[why])}`)}`,
+    `exits ${
+      exits.filter((why) => exitsOf(why) > 0).map((why) => `${why} ${million(exitsOf(why))}`)
+    }`,
   ].join(", ");
 }
 

@@ -87,27 +87,60 @@ export class Metrics {
   }
 }
 
-/** What the translators of running machines did, by machine. */
+/** What the tiers of running machines did, by machine. */
 function addTranslatorGauges(service: Service, registers: MetricRegistry[]): void {
-  const figures: [string, string, (figures: TranslatorFigures) => number][] = [
-    ["regions", "Pieces of translated code that exist", ({ regions }) => regions],
-    ["module_bytes", "WebAssembly of translated code", ({ moduleBytes }) => moduleBytes],
-    ["compile_seconds", "Time harts waited for modules", ({ compileMs }) => compileMs / 1000],
-    ["instructions", "Executed in translated code", ({ instructions }) => instructions],
-  ];
-  for (const [name, help, of] of figures) {
+  const gauge = (
+    name: string,
+    options: { help: string; label?: string; of: (figures: TranslatorFigures) => Figures },
+  ) => {
+    const labels = options.label === undefined ? [] : [options.label];
     new Gauge({
       name: `ovis_translator_${name}`,
-      help,
-      labelNames: ["machine"],
+      help: options.help,
+      labelNames: ["machine", ...labels],
       registers,
       collect() {
         this.reset();
         const machines = service.machines.list({ after: "", limit: Number.MAX_SAFE_INTEGER });
         for (const { record, translator } of machines) {
-          if (translator !== null) this.set({ machine: record.name }, of(translator));
+          if (translator === null) continue;
+          for (const [value, figure] of Object.entries(options.of(translator))) {
+            const label = options.label === undefined ? {} : { [options.label]: value };
+            this.set({ machine: record.name, ...label }, figure);
+          }
         }
       },
     });
-  }
+  };
+  gauge("regions", {
+    help: "Pieces of translated code that exist",
+    of: ({ regions }) => ({ regions }),
+  });
+  gauge("module_bytes", {
+    help: "WebAssembly of translated code",
+    of: ({ moduleBytes }) => ({ moduleBytes }),
+  });
+  gauge("compile_seconds", {
+    help: "Time harts waited for modules",
+    of: ({ compileMs }) => ({ seconds: compileMs / 1000 }),
+  });
+  gauge("instructions", {
+    help: "Executed, by tier",
+    label: "tier",
+    of: ({ instructions, interpreted }) => ({ translated: instructions, interpreter: interpreted }),
+  });
+  gauge("seconds", {
+    help: "Time of the harts while they ran, by tier",
+    label: "tier",
+    of: ({ timeMs }) =>
+      Object.fromEntries(Object.entries(timeMs).map(([tier, ms]) => [tier, ms / 1000])),
+  });
+  gauge("exits", {
+    help: "How often translated code was left",
+    label: "reason",
+    of: ({ exits }) => exits,
+  });
 }
+
+/** Figures by the value of their label. */
+type Figures = Record<string, number>;

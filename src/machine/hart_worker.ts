@@ -23,8 +23,11 @@ import { GuestMemory } from "./guest_memory.ts";
 import { createHostTicks, TICKS_PER_MS } from "./host_ticks.ts";
 import type { HartEvent, HartRequest } from "./messages.ts";
 
-/** run() looks at the stop word itself every few thousand instructions; this only bounds a call. */
-const BUDGET_INSTRUCTIONS = 0x1000_0000;
+/**
+ * run() looks at the stop word itself every few thousand instructions; after this many its time is
+ * added to the figures.
+ */
+const BUDGET_INSTRUCTIONS = 0x100_0000;
 /** The longest that a hart sleeps without looking around. */
 const WAIT_MAX_MS = 1000;
 

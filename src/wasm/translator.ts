@@ -97,7 +97,19 @@ export type TranslatorStatistic =
   | "jumps"
   | "budgets"
   | "refused"
-  | "failed";
+  | "failed"
+  | "executed"
+  | "runTicks"
+  | "translatedTicks"
+  | "makeTicks"
+  | "stepMemory"
+  | "stepCsr"
+  | "stepFloat"
+  | "stepAtomic"
+  | "stepTrap"
+  | "stepReturn"
+  | "stepWait"
+  | "stepFence";
 
 /** In the order of STAT_*. */
 const STATISTICS: readonly TranslatorStatistic[] = [
@@ -114,6 +126,18 @@ const STATISTICS: readonly TranslatorStatistic[] = [
   "budgets",
   "refused",
   "failed",
+  "executed",
+  "runTicks",
+  "translatedTicks",
+  "makeTicks",
+  "stepMemory",
+  "stepCsr",
+  "stepFloat",
+  "stepAtomic",
+  "stepTrap",
+  "stepReturn",
+  "stepWait",
+  "stepFence",
 ];
 
 /** A figure of a hart's translator, out of the machine's memory. */
@@ -129,7 +153,7 @@ export function readStatistic(
   );
 }
 
-/** What the translators of a machine's harts did, since the machine was opened. */
+/** What the tiers of a machine's harts did, since the machine was opened. */
 export interface TranslatorFigures {
   /** Regions that exist. */
   regions: number;
@@ -141,11 +165,29 @@ export interface TranslatorFigures {
   dropped: number;
   /** Time to make modules of them; compiling goes on in the background. */
   compileMs: number;
-  /** Instructions that were executed translated. */
+  /** Instructions that were executed: translated, and one by one. */
   instructions: number;
+  interpreted: number;
+  /** Where the harts' time went: into interpreting, translated code, and making that. */
+  timeMs: { interpreter: number; translated: number; making: number };
   /** How often translated code was left: why. */
-  exits: { step: number; jump: number; budget: number };
+  exits: {
+    jump: number;
+    budget: number;
+    memory: number;
+    csr: number;
+    float: number;
+    atomic: number;
+    trap: number;
+    return: number;
+    wait: number;
+    fence: number;
+    other: number;
+  };
 }
+
+/** Host ticks are 100 ns. */
+const TICKS_PER_MS = 10_000;
 
 /** The sum over all harts of a machine. */
 export function readTranslatorFigures(
@@ -160,13 +202,39 @@ export function readTranslatorFigures(
     }
     return total;
   };
+  const ms = (ticks: number) => Math.max(0, Math.round(ticks / TICKS_PER_MS));
+  const [run, translated, making] = [sum("runTicks"), sum("translatedTicks"), sum("makeTicks")];
+  const steps = {
+    memory: sum("stepMemory"),
+    csr: sum("stepCsr"),
+    float: sum("stepFloat"),
+    atomic: sum("stepAtomic"),
+    trap: sum("stepTrap"),
+    return: sum("stepReturn"),
+    wait: sum("stepWait"),
+    fence: sum("stepFence"),
+  };
+  const known = Object.values(steps).reduce((total, count) => total + count, 0);
+  const instructions = sum("retired");
   return {
     regions: sum("regions"),
     moduleBytes: sum("bytes"),
     made: sum("made"),
     dropped: sum("dropped"),
     compileMs: Math.round(sum("compileUs") / 1000),
-    instructions: sum("retired"),
-    exits: { step: sum("steps"), jump: sum("jumps"), budget: sum("budgets") },
+    instructions,
+    // The harts go on while they are read.
+    interpreted: Math.max(0, sum("executed") - instructions),
+    timeMs: {
+      interpreter: ms(run - translated - making),
+      translated: ms(translated),
+      making: ms(making),
+    },
+    exits: {
+      jump: sum("jumps"),
+      budget: sum("budgets"),
+      ...steps,
+      other: Math.max(0, sum("steps") - known),
+    },
   };
 }

@@ -54,6 +54,8 @@ export const CODE_WRITES_WORD: u32 = CONTROL_BASE + 0x84;
 export const RTC_EPOCH_NS: u32 = CONTROL_BASE + 0x88;
 /** Host monotonic time, in mtime ticks (10 MHz), at which mtime was 0 (u64). */
 export const MTIME_ORIGIN: u32 = CONTROL_BASE + 0x90;
+/** Ticks of host time that a hart runs between two samples of where it is; 0: nobody looks. */
+export const SAMPLE_PERIOD_WORD: u32 = CONTROL_BASE + 0x98;
 
 export const EXIT_NONE: u32 = 0;
 /** SBI SRST or the test finisher; EXIT_CODE is 0 or the guest's. */
@@ -156,13 +158,31 @@ export const HART_F: u32 = 0x200; // 32 x u64
 export const HART_PC: u32 = 0x300; // u64
 export const HART_PRIV: u32 = 0x308; // u32: 0 U, 1 S, 3 M
 export const HART_INSTRET: u32 = 0x310; // u64: instructions retired since reset
-/** Figures of the translator, a u64 each, in the order of STAT_* (translator/statistics.ts). */
-export const HART_STATISTICS: u32 = 0x380; // 16 x u64
 export const HART_CSR: u32 = 0x400; // CSRs, see state.ts
+/** Figures of the tiers, a u64 each, in the order of STAT_* (translator/statistics.ts). */
+export const HART_STATISTICS: u32 = 0x1f800; // 64 x u64
+/** Samples for a profiler: a ring with one producer, the hart, and one consumer, the host. */
+export const HART_SAMPLES: u32 = 0x60000;
 
 export const HART_STOPPED: u32 = 0;
 export const HART_RUNNING: u32 = 1;
 export const HART_WAITING: u32 = 2;
+
+// Offsets within HART_SAMPLES. Head and tail run freely and are masked.
+export const SAMPLES_HEAD_WORD: u32 = 0x00; // written by the hart
+export const SAMPLES_TAIL_WORD: u32 = 0x04; // written by the host
+/** Periods that passed while the ring was full. */
+export const SAMPLES_LOST_WORD: u32 = 0x08;
+export const SAMPLES_RING: u32 = 0x100; // SAMPLES_SLOTS x SAMPLE_BYTES
+export const SAMPLES_SLOTS: u32 = 256; // a power of two
+export const SAMPLE_BYTES: u32 = 256;
+/** u32 each: periods that the sample stands for, privilege, frames. */
+export const SAMPLE_WEIGHT: u32 = 0x00;
+export const SAMPLE_PRIV: u32 = 0x04;
+export const SAMPLE_FRAME_COUNT: u32 = 0x08;
+/** u64 each: pc, then addresses that calls return to, innermost first. */
+export const SAMPLE_FRAMES: u32 = 0x10;
+export const SAMPLE_FRAMES_MAX: u32 = 30;
 
 export const REMOTE_FENCE_I: u32 = 1 << 0; // drop decoded code
 export const REMOTE_SFENCE: u32 = 1 << 1; // drop the whole TLB

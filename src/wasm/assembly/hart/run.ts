@@ -11,6 +11,7 @@
  * trap comes to the end of its slice too.
  */
 
+import { hostTicks } from "./board/env";
 import { resumeHart } from "./board/run_state";
 import { resetHartState } from "./board/sbi_hsm";
 import { dropAllCode } from "./code";
@@ -29,10 +30,12 @@ import {
   STOP_WORD,
 } from "./layout";
 import { refreshPmp } from "./pmp";
+import * as sampler from "./sampler";
 import { runTurn, SLICE_OVER } from "./slow";
 import * as s from "./state";
 import { dropAllRegions } from "./translator/regions";
 import { HOT_SAMPLES, SAMPLE_PERIOD, setCacheLimits, setPolicy } from "./translator/policy";
+import { addStatistic, STAT_INSTRUCTIONS, STAT_RUN_TICKS } from "./translator/statistics";
 import { setPriv, takeInterrupt } from "./trap";
 
 /** Why `run` returned: hart.ts names them for the host. */
@@ -93,7 +96,11 @@ export function reset(pc: u64): void {
 /** Executes about `budget` instructions; returns why it stopped. */
 export function run(budget: i32): i32 {
   setFflags(<u32> s.getCsr(s.FFLAGS));
+  sampler.wake();
+  const begin = hostTicks();
   const reason = runSlices(budget);
+  addStatistic(STAT_RUN_TICKS, <u64> (hostTicks() - begin));
+  sampler.sleep();
   s.setCsr(s.FFLAGS, fflags);
   return reason;
 }
@@ -151,7 +158,9 @@ function runSlices(budget: i32): i32 {
       return atomic.load<u32>(s.hart + HART_STATE_WORD) === HART_STOPPED ? RUN_STOPPED : RUN_WFI;
     }
     if (rest <= 0) return RUN_SLICE_OVER;
-    rest -= runSlice(min(rest, SLICE_INSTRUCTIONS));
+    const used = runSlice(sampler.untilLook(min(rest, SLICE_INSTRUCTIONS)));
+    sampler.noteSlice(used);
+    rest -= used;
   }
 }
 
@@ -162,7 +171,9 @@ function runSlice(budget: i32): i32 {
     takeInterrupt();
     const before = s.getInstret();
     const ending = runTurn(rest, false);
-    rest -= <i32> (s.getInstret() - before) + 1;
+    const retired = s.getInstret() - before;
+    addStatistic(STAT_INSTRUCTIONS, retired);
+    rest -= <i32> retired + 1;
     if (ending === SLICE_OVER) break;
   }
   return budget - rest;

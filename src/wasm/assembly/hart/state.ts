@@ -13,7 +13,9 @@
  *        + 0x1000 data TLBs: 4 contexts x (read, write)
  *        + ...    fetch TLBs: one a privilege mode
  *        + 0x1f000  a set of pages whose code is known to be in place
+ *        + 0x1f800  figures of the tiers
  *        + 0x20000  jump caches of translated code: one a privilege mode
+ *        + 0x60000  samples for a profiler (sampler.ts)
  *
  * Between `run` calls, pc, privilege and instret in memory are exact. Inside the interpreter's loop
  * pc and instret live in locals and are stored before anything that can look at them.

@@ -11,7 +11,7 @@
  * bytes, compiles what several harts or machines translate but once.
  */
 
-import { installRegion } from "../board/env";
+import { hostTicks, installRegion } from "../board/env";
 import { area, MODULE } from "./area";
 import { emitFunction, emitLookup } from "./blocks";
 import * as d from "./discover";
@@ -34,6 +34,7 @@ import {
   STAT_FAILED,
   STAT_INSTRUCTIONS_MADE,
   STAT_MADE,
+  STAT_MAKE_TICKS,
 } from "./statistics";
 import { hasFailed } from "./structure";
 import * as w from "./writer";
@@ -86,17 +87,23 @@ export function rebuild(index: u32, base: u64): void {
 }
 
 /** Makes what was seeded, in the place of the region `replaced`, if that is not 0. */
-function make(generation: u32, replaced: u32): bool {
-  if (!d.discover()) return fail();
+function make(generation: u32, replaced: u32): void {
+  const begin = hostTicks();
+  if (!makeRegion(generation, replaced)) countStatistic(STAT_FAILED);
+  addStatistic(STAT_MAKE_TICKS, <u64> (hostTicks() - begin));
+}
+
+function makeRegion(generation: u32, replaced: u32): bool {
+  if (!d.discover()) return false;
   emitFunction();
-  if (hasFailed || !w.hasRoom()) return fail();
+  if (hasFailed || !w.hasRoom()) return false;
   const length = writeModule();
   // Only now: an entry that is taken out looks as if nothing was ever executed there.
   if (replaced !== 0) dropRegion(replaced);
   makeRoom();
   const index = nextIndex();
   const us = installRegion(area() + MODULE, length, index);
-  if (us < 0) return fail();
+  if (us < 0) return false;
   beginRegion(index, length, generation);
   for (let page: u32 = 0; page < d.pageCount; page++) {
     addPage(index, d.pageDistance(page), d.pageRam(page));
@@ -108,11 +115,6 @@ function make(generation: u32, replaced: u32): bool {
   addStatistic(STAT_INSTRUCTIONS_MADE, d.slotCount);
   addStatistic(STAT_COMPILE_US, us);
   return true;
-}
-
-function fail(): bool {
-  countStatistic(STAT_FAILED);
-  return false;
 }
 
 // ---- sections -----------------------------------------------------------------------------------
