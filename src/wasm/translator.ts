@@ -165,8 +165,9 @@ export interface TranslatorFigures {
   dropped: number;
   /** Time to make modules of them; compiling goes on in the background. */
   compileMs: number;
-  /** Instructions that were executed: translated, and one by one. */
+  /** Instructions that were executed translated. */
   instructions: number;
+  /** Instructions that the interpreter executed. */
   interpreted: number;
   /** Where the harts' time went: into interpreting, translated code, and making that. */
   timeMs: { interpreter: number; translated: number; making: number };
