@@ -178,6 +178,7 @@ export async function* benchPrograms(service: Service): AsyncGenerator<Row> {
       );
       return translator;
     };
+    print(`  boot to a shell\n    ${describe(null, await figures())}`);
     for (const name of programs) {
       const program = PROGRAMS[name];
       if (program === undefined) continue;
@@ -213,23 +214,28 @@ async function measure(
   });
 }
 
-/** What the translator did between two looks. */
-function describe(before: TranslatorFigures, after: TranslatorFigures): string {
-  const million = (value: number) => `${(value / 1e6).toFixed(value < 1e7 ? 2 : 0)} M`;
+/** What the tiers did between two looks, or since the machine was opened. */
+function describe(before: TranslatorFigures | null, after: TranslatorFigures): string {
+  const change = (of: (figures: TranslatorFigures) => number) =>
+    of(after) - (before === null ? 0 : of(before));
   const exits = Object.keys(after.exits) as (keyof TranslatorFigures["exits"])[];
   const tiers = Object.keys(after.timeMs) as (keyof TranslatorFigures["timeMs"])[];
-  const exitsOf = (why: typeof exits[number]) => after.exits[why] - before.exits[why];
+  const exitCounts = exits
+    .map((why) => ({ why, count: change((figures) => figures.exits[why]) }))
+    .filter(({ count }) => count > 0)
+    .sort((one, other) => other.count - one.count);
   return [
-    `instructions: ${million(after.instructions - before.instructions)} translated, ` +
-    `${million(after.interpreted - before.interpreted)} interpreted`,
-    ...tiers.map((tier) => `${tier} ${after.timeMs[tier] - before.timeMs[tier]} ms`),
-    `${after.made - before.made} regions made, ${after.regions} there`,
+    `${short(change(({ instructions }) => instructions))} instructions translated`,
+    `${short(change(({ interpreted }) => interpreted))} interpreted`,
+    ...tiers.map((tier) => `${tier} ${change(({ timeMs }) => timeMs[tier])} ms`),
+    `${change(({ made }) => made)} regions made, ${after.regions} there`,
     `${(after.moduleBytes / MiB).toFixed(1)} MB of modules`,
-    `compile ${after.compileMs - before.compileMs} ms`,
-    `exits ${
-      exits.filter((why) => exitsOf(why) > 0).map((why) => `${why} ${million(exitsOf(why))}`)
-    }`,
+    `exits ${exitCounts.map(({ why, count }) => `${why} ${short(count)}`).join(" ")}`,
   ].join(", ");
+}
+
+function short(value: number): string {
+  return value < 10_000 ? `${value}` : `${(value / 1e6).toFixed(value < 1e8 ? 2 : 0)} M`;
 }
 
 /** The root disk with CoreMark, built as its own makefile does for performance runs. */

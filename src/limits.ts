@@ -36,6 +36,9 @@ export const limits = {
   eventsQueued: 256,
   /** A wait for a state may take so long. */
   waitMs: 600_000,
+  /** A profile may take so long, and keep so many stacks. */
+  profileMs: 600_000,
+  profileStacks: 20_000,
   /** A kernel's command line, in UTF-8. */
   cmdlineBytes: 2048,
   /** A kernel, initrd or firmware. */

@@ -42,3 +42,29 @@ export class Progress {
     this.#bar.start(totalBytes / MiB, 0);
   }
 }
+
+/** How often a bar of time is drawn. */
+const TIME_STEP_MS = 200;
+
+/** Shows how far along `work` must be that takes so long. */
+export async function withTimeBar<T>(step: string, seconds: number, work: Promise<T>): Promise<T> {
+  if (!Deno.stderr.isTerminal()) {
+    printError(`${step} (${seconds} s)`);
+    return await work;
+  }
+  const bar = new SingleBar({
+    format: `${step.padEnd(40)} {bar} {value} of {total} s`,
+    hideCursor: true,
+  }, Presets.shades_classic);
+  const begin = performance.now();
+  bar.start(seconds, 0);
+  const timer = setInterval(() => {
+    bar.update(Math.min(seconds, Math.floor((performance.now() - begin) / 1000)));
+  }, TIME_STEP_MS);
+  try {
+    return await work;
+  } finally {
+    clearInterval(timer);
+    bar.stop();
+  }
+}

@@ -7,6 +7,7 @@ import { printBytes, printLine, printTable } from "./output.ts";
 import { addCheckpointCommands, addFleecingCommands } from "./vm_fleecings.ts";
 import { addBitmapCommands, addDiskCommands } from "./vm_disks.ts";
 import { addJobCommands } from "./vm_jobs.ts";
+import { addProfile } from "./vm_profile.ts";
 import { formatSize, parseCount, parseSize, pathOf } from "./vm_text.ts";
 
 /** A machine as the API shows it, as far as it is shown here. */
@@ -45,6 +46,7 @@ export function registerVm(program: Program): void {
   addDiskCommands(vm, client);
   addBitmapCommands(vm, client);
   addJobCommands(vm, client);
+  addProfile(vm, client);
   addEvents(vm, client);
 }
 

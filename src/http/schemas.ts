@@ -272,6 +272,35 @@ export const LogQuery = z.strictObject({
 });
 
 /**
+ * A profile to be taken.
+ *
+ * @internal
+ */
+export const NewProfileSchema = z.strictObject({
+  seconds: z.number().min(0.1).max(limits.profileMs / 1000).default(10)
+    .describe("How long to look; the answer comes then"),
+}).openapi("NewProfile");
+
+/**
+ * A profile.
+ *
+ * @internal
+ */
+export const ProfileSchema = z.object({
+  seconds: z.number().describe("Shorter than asked for where the machine was stopped"),
+  samples: z.int().describe("Of all stacks: one for each millisecond that a hart ran"),
+  lost: z.int().describe("Of which it is not known where the hart was"),
+  stacks: z.array(z.object({
+    mode: z.enum(["user", "supervisor", "machine"]),
+    frames: z.array(z.string()).describe(
+      "Guest addresses: where the hart was, then, in S mode with frame pointers, what calls " +
+        "return to, innermost first",
+    ),
+    samples: z.int(),
+  })).max(limits.profileStacks).describe("Those seen most first"),
+}).openapi("Profile");
+
+/**
  * A fleecing to be taken.
  *
  * @internal

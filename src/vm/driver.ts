@@ -22,6 +22,8 @@ import type {
   StorageOpened,
 } from "../machine/messages.ts";
 
+import type { Profile, ProfileOrder } from "./profiler.ts";
+
 export type { TranslatorFigures };
 
 /** What a driver of disks says unasked. */
@@ -74,6 +76,8 @@ export interface MachineDriver extends StorageDriver {
   resume(): Promise<void>;
   /** Parks the harts, loads the boot files again, and lets the harts run. */
   reset(): Promise<void>;
+  /** Looks where its harts are for a while; a stop of the machine ends it. Throws EBUSY. */
+  profile(order: ProfileOrder): Promise<Profile>;
   /** Gives bytes to the console's input ring; resolves with how many fitted. */
   consoleInput(bytes: Uint8Array<ArrayBuffer>): Promise<number>;
   /**

@@ -209,7 +209,7 @@ export class Machine {
   /** Freezes disks. */
   startFleecing(order: FleecingOrder): Promise<FleecingStatus> {
     return this.#queue.run(async () => {
-      const driver = this.#requireDriver("take a fleecing");
+      const driver = this.requireDriver("take a fleecing");
       const disks = this.#chooseDisks(order.disks);
       const name = order.name ?? this.fleecings.freeName();
       const status = await this.fleecings.start(driver, { ...order, disks, name })
@@ -225,7 +225,7 @@ export class Machine {
   stopFleecing(name: string, result: FleecingResult = "failure"): Promise<void> {
     return this.#queue.run(async () => {
       this.fleecings.get(name);
-      await this.fleecings.stop(this.#requireDriver("end a fleecing"), { name, result })
+      await this.fleecings.stop(this.requireDriver("end a fleecing"), { name, result })
         .catch((error: unknown) => {
           throw explainDriver(this.#record.name, error);
         });
@@ -257,7 +257,7 @@ export class Machine {
     return this.#queue.run(() =>
       runTransaction(orders, {
         machine: this,
-        driver: this.#requireDriver("take a transaction"),
+        driver: this.requireDriver("take a transaction"),
         disks: this.#context.disks,
         jobs: this.#context.starter,
         chooseDisks: (names) => this.#chooseDisks(names),
@@ -288,7 +288,7 @@ export class Machine {
   async fleecingStatus(name: string): Promise<FleecingStatus> {
     this.fleecings.get(name);
     try {
-      return await this.fleecings.status(this.#requireDriver("report on a fleecing"), name);
+      return await this.fleecings.status(this.requireDriver("report on a fleecing"), name);
     } catch (error) {
       throw explainDriver(this.#record.name, error);
     }
@@ -316,7 +316,7 @@ export class Machine {
     transfer: Transferable[] = [],
   ): Promise<IoMethods[M]["result"]> {
     try {
-      return await this.#requireDriver("be read").call(method, params, transfer);
+      return await this.requireDriver("be read").call(method, params, transfer);
     } catch (error) {
       throw explainDriver(this.#record.name, error);
     }
@@ -328,7 +328,7 @@ export class Machine {
       let offset = 0;
       let deadline = Date.now() + CONSOLE_PATIENCE_MS;
       while (offset < bytes.length && !signal.aborted) {
-        const driver = this.#requireDriver("take console input");
+        const driver = this.requireDriver("take console input");
         const end = Math.min(bytes.length, offset + limits.consoleInputBytes);
         const accepted = await driver.consoleInput(bytes.slice(offset, end));
         offset += accepted;
@@ -435,7 +435,7 @@ export class Machine {
   ): Promise<void> {
     const session = this.#session;
     try {
-      await action(this.#requireDriver("go on"));
+      await action(this.requireDriver("go on"));
     } catch (error) {
       this.#failure = error instanceof Error ? error.message : String(error);
       await this.#close("failed");
@@ -573,7 +573,8 @@ export class Machine {
     );
   }
 
-  #requireDriver(purpose: string): MachineDriver {
+  /** The driver, while it is open. Throws wrongState. */
+  requireDriver(purpose: string): MachineDriver {
     const driver = this.#session?.driver ?? null;
     if (driver === null || !isOpen(this.#state)) {
       throw new ServiceError(

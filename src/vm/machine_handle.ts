@@ -31,7 +31,9 @@ import type {
 import { readTranslatorFigures, type TranslatorFigures } from "../wasm/translator.ts";
 import { createMachineMemory, type HartLayout, readHartLayout } from "../wasm/hart.ts";
 import type { DriverEvents, MachineDriver } from "./driver.ts";
+import { SampleReader } from "../machine/samples.ts";
 import { IoHandle, MachineFailure, messageOf, within } from "./io_handle.ts";
+import { type Profile, type ProfileOrder, Profiler } from "./profiler.ts";
 
 /** mtime counts with 10 MHz. */
 const MTIME_TICKS_PER_MS = 10_000;
@@ -55,6 +57,7 @@ export class MachineHandle implements MachineDriver {
   readonly #memory: WebAssembly.Memory;
   readonly #words: Int32Array;
   readonly #io: IoHandle;
+  readonly #profiler: Profiler;
   readonly #harts: HartWorker[] = [];
   #opened: StorageOpened = { nbd: null, disks: [] };
   #closing: Promise<void> | null = null;
@@ -69,6 +72,8 @@ export class MachineHandle implements MachineDriver {
     this.#memory = createMachineMemory(this.#layout, config.memoryBytes);
     this.#words = new Int32Array(this.#memory.buffer);
     Atomics.store(this.#words, this.#layout.STOP_WORD >>> 2, 1);
+    const { buffer } = this.#memory;
+    this.#profiler = new Profiler(new SampleReader(buffer, this.#layout, config.hartCount));
     const { kernel, initrd, firmware } = config.boot;
     const files = [kernel, initrd, firmware].filter((path) => path !== null);
     this.#io = new IoHandle(config, files, events);
@@ -144,6 +149,11 @@ export class MachineHandle implements MachineDriver {
     });
   }
 
+  /** Looks where the harts are; see Profiler. */
+  profile(order: ProfileOrder): Promise<Profile> {
+    return this.#profiler.run(order);
+  }
+
   /** Gives bytes to the console's input; resolves with how many there was room for. */
   async consoleInput(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
     return (await this.call("consoleInput", { bytes })).accepted;
@@ -165,6 +175,7 @@ export class MachineHandle implements MachineDriver {
   }
 
   async #close(): Promise<void> {
+    this.#profiler.close();
     await this.#transition;
     await this.#park().catch(() => {});
     await this.#io.close();

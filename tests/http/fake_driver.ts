@@ -24,6 +24,7 @@ import type {
   StorageDriver,
   StorageEvents,
 } from "../../src/vm/driver.ts";
+import type { Profile, ProfileOrder } from "../../src/vm/profiler.ts";
 import { NbdServer } from "../../src/nbd/server.ts";
 
 const CLUSTER_BYTES = 65536;
@@ -291,6 +292,12 @@ export class FakeDriver extends FakeStorage implements MachineDriver {
   reset(): Promise<void> {
     this.calls.push("reset");
     return Promise.resolve();
+  }
+  profile({ seconds }: ProfileOrder): Promise<Profile> {
+    this.calls.push(`profile ${seconds}`);
+    if (seconds === 99) return Promise.reject(new BlockError("EBUSY", "profiled already"));
+    const stacks = [{ mode: "supervisor" as const, frames: ["0x80200000"], samples: 5 }];
+    return Promise.resolve({ seconds, samples: 5, lost: 0, stacks });
   }
   consoleInput(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
     const taken = bytes.subarray(0, this.consoleRoom);

@@ -218,3 +218,23 @@ Deno.test("a wait for a machine's state ends when it is there, or says how it st
   assertEquals(await waiting, "200");
   assertEquals(await wait("state=Paused"), "400 invalidRequest");
 });
+
+Deno.test("POST /v1/vms/{vm}/profile gives what was seen, of open machines", async () => {
+  await using test = await openTestApp();
+  const profile = (body: unknown) => test.send("POST", "/v1/vms/t1/profile", body);
+  assertEquals(await outcome(await profile({})), "404 vmNotFound");
+  await test.send("POST", "/v1/vms", { name: "t1", image: "demo", disks: [] });
+  assertEquals(await (await profile({ seconds: 2.5 })).json(), {
+    seconds: 2.5,
+    samples: 5,
+    lost: 0,
+    stacks: [{ mode: "supervisor", frames: ["0x80200000"], samples: 5 }],
+  });
+  assertEquals((await (await profile({})).json()).seconds, 10);
+  assertEquals(await outcome(await profile({ seconds: 99 })), "409 deviceBusy");
+  for (const seconds of [0, -1, 601, 1e300, "1", null, [1]]) {
+    assertEquals(await outcome(await profile({ seconds })), "400 invalidRequest", `${seconds}`);
+  }
+  await test.send("POST", "/v1/vms/t1/stop");
+  assertEquals(await outcome(await profile({})), "409 wrongState");
+});

@@ -12,6 +12,7 @@ import { getLogger } from "@logtape/logtape";
 import { BlockError } from "../../src/block/errors.ts";
 import type { IoMethod, IoMethods, MachineConfig } from "../../src/machine/messages.ts";
 import type { DriverEvents, MachineDriver } from "../../src/vm/driver.ts";
+import type { Profile, ProfileOrder } from "../../src/vm/profiler.ts";
 import { ServiceError } from "../../src/vm/errors.ts";
 import { Service } from "../../src/vm/service.ts";
 
@@ -48,6 +49,9 @@ class CheckedDriver implements MachineDriver {
   }
   reset(): Promise<void> {
     return this.#step(["running", "paused"], "running");
+  }
+  profile({ seconds }: ProfileOrder): Promise<Profile> {
+    return Promise.resolve({ seconds, samples: 0, lost: 0, stacks: [] });
   }
   async close(): Promise<void> {
     assert(!this.#isBusy, "close during another call");

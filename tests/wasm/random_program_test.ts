@@ -1,49 +1,25 @@
-/** Random programs leave the same registers and memory behind here as under qemu-riscv64. */
+/**
+ * Random programs leave the same registers and memory behind here, interpreted and translated, as
+ * under qemu-riscv64.
+ */
 
 import { assertEquals } from "@std/assert";
 import { needs } from "../support/clients.ts";
+import { makeElf } from "../support/elf_file.ts";
 import { BASE, DATA_BYTES, DATA_OFFSET, RandomPrograms } from "../support/random_program.ts";
 import { CSR, halt } from "../support/rv_asm.ts";
 import { layout, RAM, TestHart } from "../support/test_hart.ts";
 
 const SEED = Number(Deno.env.get("OVIS_SEED") ?? 20261123);
-const PROGRAMS = 12;
+const PROGRAMS = Number(Deno.env.get("OVIS_LOCKSTEP_PROGRAMS") ?? 12);
 const INSTRUCTIONS = 3000;
 const HALT_AT = RAM + 0x100000n;
 const MISTAKES_SHOWN = 10;
 
-const HEADER_BYTES = 0x1000;
-
-/** An ELF file with one segment, readable, writable and executable. */
-function makeElf(image: Uint8Array): Uint8Array<ArrayBuffer> {
-  const file = new Uint8Array(HEADER_BYTES + image.length);
-  const view = new DataView(file.buffer);
-  file.set([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1]);
-  view.setUint16(16, 2, true); // ET_EXEC
-  view.setUint16(18, 243, true); // EM_RISCV
-  view.setUint32(20, 1, true);
-  view.setBigUint64(24, BigInt(BASE), true);
-  view.setBigUint64(32, 64n, true);
-  view.setUint32(48, 5, true); // RVC, double floats
-  view.setUint16(52, 64, true);
-  view.setUint16(54, 56, true);
-  view.setUint16(56, 1, true);
-  view.setUint32(64, 1, true); // PT_LOAD
-  view.setUint32(68, 7, true);
-  view.setBigUint64(72, BigInt(HEADER_BYTES), true);
-  view.setBigUint64(80, BigInt(BASE), true);
-  view.setBigUint64(88, BigInt(BASE), true);
-  view.setBigUint64(96, BigInt(image.length), true);
-  view.setBigUint64(104, BigInt(image.length), true);
-  view.setBigUint64(112, BigInt(HEADER_BYTES), true);
-  file.set(image, HEADER_BYTES);
-  return file;
-}
-
 async function runQemu(image: Uint8Array): Promise<Uint8Array> {
   const path = await Deno.makeTempFile({ prefix: "ovis-random-" });
   try {
-    await Deno.writeFile(path, makeElf(image));
+    await Deno.writeFile(path, makeElf(BigInt(BASE), image));
     await Deno.chmod(path, 0o700);
     const { code, stdout } = await new Deno.Command("qemu-riscv64", { args: [path] }).output();
     assertEquals(code, 0);
@@ -53,9 +29,10 @@ async function runQemu(image: Uint8Array): Promise<Uint8Array> {
   }
 }
 
-/** Runs the program up to its first system call. */
-function runHere(image: Uint8Array): Uint8Array {
+/** Runs the program up to its first system call; what it left, and how much ran translated. */
+function runHere(image: Uint8Array, translates: boolean): { data: Uint8Array; retired: bigint } {
   const hart = new TestHart();
+  hart.hart(0).setTranslator(translates ? 1 : 0, 1);
   const memory = new Uint8Array(hart.view.buffer, layout.RAM_BASE);
   memory.set(image);
   hart.setCsr(CSR.mstatus, 1n << 13n);
@@ -64,7 +41,19 @@ function runHere(image: Uint8Array): Uint8Array {
   hart.setPc(RAM);
   for (let turn = 0; turn < 100 && hart.pc() !== HALT_AT; turn++) hart.run(1000);
   assertEquals(hart.csr(CSR.mcause), 11n, "it ends with ECALL");
-  return memory.slice(DATA_OFFSET, DATA_OFFSET + DATA_BYTES);
+  const data = memory.slice(DATA_OFFSET, DATA_OFFSET + DATA_BYTES);
+  return { data, retired: hart.statistic("retired") };
+}
+
+/** Where what a program left differs, as lines. */
+function differences(ours: Uint8Array, theirs: Uint8Array): string[] {
+  const [our, their] = [ours, theirs].map((bytes) => new DataView(bytes.slice().buffer));
+  const wrong: string[] = [];
+  for (let at = 0; at < DATA_BYTES; at += 8) {
+    const [a, b] = [our, their].map((view) => view?.getBigUint64(at, true) ?? 0n);
+    if (a !== b) wrong.push(`+0x${at.toString(16)}: ${a?.toString(16)}, qemu ${b?.toString(16)}`);
+  }
+  return wrong.slice(0, MISTAKES_SHOWN);
 }
 
 Deno.test({
@@ -74,15 +63,14 @@ Deno.test({
     const programs = new RandomPrograms(SEED);
     for (let number = 0; number < PROGRAMS; number++) {
       const image = programs.next(INSTRUCTIONS);
-      const ours = new DataView(runHere(image).buffer);
-      const theirs = new DataView((await runQemu(image)).slice().buffer);
-      assertEquals(theirs.byteLength, DATA_BYTES);
-      const wrong: string[] = [];
-      for (let at = 0; at < DATA_BYTES; at += 8) {
-        const [a, b] = [ours.getBigUint64(at, true), theirs.getBigUint64(at, true)];
-        if (a !== b) wrong.push(`+0x${at.toString(16)}: ${a.toString(16)}, qemu ${b.toString(16)}`);
+      const theirs = await runQemu(image);
+      assertEquals(theirs.length, DATA_BYTES);
+      for (const translates of [false, true]) {
+        const { data, retired } = runHere(image, translates);
+        const tier = translates ? "translated" : "interpreted";
+        assertEquals(differences(data, theirs), [], `program ${number} of seed ${SEED}, ${tier}`);
+        assertEquals(retired > BigInt(INSTRUCTIONS / 2), translates, `${retired} translated`);
       }
-      assertEquals(wrong.slice(0, MISTAKES_SHOWN), [], `program ${number} of seed ${SEED}`);
     }
   },
 });

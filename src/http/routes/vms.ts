@@ -3,12 +3,21 @@
 import type { z } from "@hono/zod-openapi";
 import type { LifeCycleRequest } from "../../vm/life_cycle.ts";
 import type { Machine } from "../../vm/machine.ts";
+import { profileMachine } from "../../vm/profiler.ts";
 import type { Service } from "../../vm/service.ts";
 import { WaitQuery } from "../disk_schemas.ts";
 import { readPage } from "../page.ts";
 import { HttpError } from "../problem.ts";
 import { json, noContent, type Router } from "../router.ts";
-import { NewVmSchema, pageOf, PageQuery, VmParams, VmSchema } from "../schemas.ts";
+import {
+  NewProfileSchema,
+  NewVmSchema,
+  pageOf,
+  PageQuery,
+  ProfileSchema,
+  VmParams,
+  VmSchema,
+} from "../schemas.ts";
 
 const tag = "Machines";
 
@@ -41,6 +50,7 @@ export function addVmRoutes(
   addShowAndDelete(router, service);
   addRequests(router, service);
   addWait(router, service, options.stopping);
+  addProfile(router, service, options.stopping);
 }
 
 function addListAndMake(router: Router, service: Service): void {
@@ -149,6 +159,25 @@ function addWait(router: Router, service: Service, stopping: AbortSignal): void 
     });
     if (states.includes(machine.state)) return json(describeVm(machine, service));
     throw new HttpError("waitTimedOut", `machine ${params.vm} is ${machine.state}`);
+  });
+}
+
+function addProfile(router: Router, service: Service, stopping: AbortSignal): void {
+  router.add({
+    method: "post",
+    path: "/v1/vms/{vm}/profile",
+    tag,
+    summary: "Look where a machine spends its time",
+    description: "Every millisecond that a hart runs it is seen where it is. The guest notices " +
+      "nothing. If the machine is stopped the answer comes at once, with what was seen.",
+    params: VmParams,
+    body: NewProfileSchema,
+    answers: [{ status: 200, description: "What was seen", body: ProfileSchema }],
+    problems: ["vmNotFound", "wrongState", "deviceBusy"],
+  }, async ({ request, params, body }) => {
+    const signal = AbortSignal.any([request.signal, stopping]);
+    const machine = service.machines.get(params.vm);
+    return json(await profileMachine(machine, { seconds: body.seconds, signal }));
   });
 }
 
