@@ -5,7 +5,6 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
 import { IoVector } from "./io_vector.ts";
 import type { MaybePromise } from "./types.ts";
 
@@ -69,5 +68,5 @@ async function writeRest(
 }
 
 function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
+  return new Promise((resolve) => globalThis.setImmediate(resolve));
 }

@@ -11,7 +11,6 @@
  * @module
  */
 
-import { Buffer } from "node:buffer";
 import { limits } from "../limits.ts";
 
 /** The functions of the module. Addresses, bits and results as in assembly/kernels. */
@@ -162,7 +161,7 @@ export function storageBytes(byteCount: number): number {
   return Math.max(ALIGNMENT, Math.ceil(byteCount / ALIGNMENT) * ALIGNMENT);
 }
 
-const ZEROES = Buffer.alloc(65536);
+const ZEROES = new Uint8Array(65536);
 
 /**
  * Whether every byte is zero, for a view on any memory (guest RAM, a reply's buffer). The runtime's
@@ -173,7 +172,7 @@ export function isZero(view: Uint8Array): boolean {
   if (view.length > 0 && view[0] !== 0) return false;
   for (let offset = 0; offset < view.length; offset += ZEROES.length) {
     const part = view.subarray(offset, offset + ZEROES.length);
-    if (Buffer.compare(part, ZEROES.subarray(0, part.length)) !== 0) return false;
+    if (globalThis.Buffer.compare(part, ZEROES.subarray(0, part.length)) !== 0) return false;
   }
   return true;
 }

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertGreater, assertLess } from "@std/assert";
 import fs from "node:fs";
 import { FileNode } from "../../src/block/drivers/file.ts";
+import { LibcFile } from "../../src/block/drivers/libc_file.ts";
 import { LIBC_PATHS } from "../../src/block/drivers/libc.ts";
 import { BlockGraph } from "../../src/block/graph.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
@@ -346,18 +347,16 @@ Deno.test("FileNode flushes in the call when little is to be written, else besid
   const path = `${folder.path}/disk`;
   await createDisk(path, 64 * MiB).close();
   const disk = FileNode.open({ nodeName: "disk", path, isReadOnly: false, clock });
-  const { fdatasync, fdatasyncSync } = fs;
-  const done: ((error: Error | null) => void)[] = [];
+  const { flush, flushAside } = LibcFile.prototype;
+  const done: (() => void)[] = [];
   let syncCount = 0;
-  fs.fdatasyncSync = () => void syncCount++;
-  fs.fdatasync = ((_fd: number, callback: (error: Error | null) => void) => {
-    done.push(callback);
-  }) as typeof fs.fdatasync;
+  LibcFile.prototype.flush = () => void syncCount++;
+  LibcFile.prototype.flushAside = () => new Promise((resolve) => done.push(resolve));
   try {
     // What was written before the opening is unknown: as if it were much.
     const first = disk.flush();
     assertEquals([syncCount, done.length], [0, 1]);
-    done.shift()?.(null);
+    done.shift()?.();
     await first;
     now(disk.flush());
     now(disk.write(0, filled(4096, 1)));
@@ -375,34 +374,34 @@ Deno.test("FileNode flushes in the call when little is to be written, else besid
     for (const [name, flush] of Object.entries({ second, joined, third })) {
       Promise.resolve(flush).then(() => answered += `${name} `);
     }
-    done[1]?.(null);
+    done[1]?.();
     await new Promise((resolve) => setTimeout(resolve, 0));
     assertEquals(answered, "");
-    done[0]?.(null);
+    done[0]?.();
     await Promise.all([second, joined, third]);
     assertEquals(answered.trim().split(" ").sort(), ["joined", "second", "third"]);
 
     // A slow medium is not waited for.
     now(disk.write(0, filled(1, 3)));
-    fs.fdatasyncSync = () => clock.jump(3);
+    LibcFile.prototype.flush = () => clock.jump(3);
     now(disk.flush());
     now(disk.write(0, filled(1, 4)));
     const slow = disk.flush();
     assertEquals(done.length, 3);
-    done[2]?.(null);
+    done[2]?.();
     await slow;
   } finally {
-    Object.assign(fs, { fdatasync, fdatasyncSync });
+    Object.assign(LibcFile.prototype, { flush, flushAside });
   }
   await disk.close();
 });
 
 Deno.test("FileNode never waits for the medium with a temporary file", async () => {
   using folder = tempFolder();
-  const { fdatasync, fdatasyncSync } = fs;
+  const { flush, flushAside } = LibcFile.prototype;
   let syncCount = 0;
   const count = (): void => void syncCount++;
-  Object.assign(fs, { fdatasync: count, fdatasyncSync: count });
+  Object.assign(LibcFile.prototype, { flush: count, flushAside: count });
   try {
     const disk = FileNode.open({
       nodeName: "scratch",
@@ -416,7 +415,7 @@ Deno.test("FileNode never waits for the medium with a temporary file", async () 
     now(disk.flush());
     await disk.close();
   } finally {
-    Object.assign(fs, { fdatasync, fdatasyncSync });
+    Object.assign(LibcFile.prototype, { flush, flushAside });
   }
   assertEquals(syncCount, 0);
 });
@@ -425,19 +424,17 @@ Deno.test("FileNode never again says that it flushed once a flush failed", async
   using folder = tempFolder();
   const disk = createDisk(`${folder.path}/disk`, MiB);
   await disk.flush();
-  const { fdatasync, fdatasyncSync } = fs;
-  const error = Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
-  fs.fdatasyncSync = () => {
+  const { flush, flushAside } = LibcFile.prototype;
+  const error = Object.assign(new Error("no space left on device"), { code: "ENOSPC" });
+  LibcFile.prototype.flush = () => {
     throw error;
   };
-  fs.fdatasync = ((_fd: number, callback: (error: Error | null) => void) => {
-    callback(error);
-  }) as typeof fs.fdatasync;
+  LibcFile.prototype.flushAside = () => Promise.reject(error);
   try {
     now(disk.write(0, filled(1, 1)));
     await assertFails(() => disk.flush(), "ENOSPC", /no space left/);
   } finally {
-    Object.assign(fs, { fdatasync, fdatasyncSync });
+    Object.assign(LibcFile.prototype, { flush, flushAside });
   }
   await assertFails(() => disk.flush(), "ENOSPC", /no space left/);
   assertEquals(await readBytes(disk, 0, 1), new Uint8Array([1]));

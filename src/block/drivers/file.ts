@@ -2,7 +2,7 @@
  * A disk in a regular file, by synchronous positional I/O: ten to forty times cheaper on this
  * runtime than asynchronous, straight between the request's buffers and the page cache. It belongs
  * into a worker of its own. A flush of much data or on a slow medium is the exception: it runs
- * beside.
+ * beside; and so do large requests where that was asked for.
  *
  * With libc (libc.ts: permission `--allow-ffi`) discards punch holes, zeroes are cheap, holes are
  * found, and scattered buffers of shared memory move in one call. Without it zeroes are written,
@@ -14,7 +14,6 @@
  * @module
  */
 
-import fs from "node:fs";
 import { type Clock, systemClock } from "../clock.ts";
 import { BlockError, toBlockError } from "../errors.ts";
 import type { IoVector } from "../io_vector.ts";
@@ -31,11 +30,14 @@ import {
 import { type FileLock, lockFile } from "./file_lock.ts";
 import { type DiskFile, type DiskFileOptions, openDiskFile } from "./file_open.ts";
 import { LibC } from "./libc.ts";
+import type { OpenFile } from "./open_file.ts";
 
 /** A flush waits within the call for no more unwritten data than this, ... */
 const SYNCHRONOUS_FLUSH_BYTES = 1024 * 1024;
 /** ... and only while the last one took no longer than this. */
 const SYNCHRONOUS_FLUSH_MS = 2;
+/** What takes less time than handing it to another thread is done within the call in any case. */
+const THREADED_BYTES_MIN = 128 * 1024;
 
 /** What `FileNode.open` takes. */
 export interface FileNodeOptions extends DiskFileOptions {
@@ -47,15 +49,21 @@ export interface FileNodeOptions extends DiskFileOptions {
   isUnlocked?: boolean;
   /** Nobody needs the content after this node: flushes, also the one of a close, do nothing. */
   isTemporary?: boolean;
+  /**
+   * Large requests run on other threads: several at a time, and beside whatever the caller does.
+   * Without libc they don't. Costs more processor time; false unless given.
+   */
+  isThreaded?: boolean;
   /** What times flushes; the system's unless given. */
   clock?: Clock;
 }
 
 /** What a FileNode holds of the system. */
 interface FileResources {
-  file: DiskFile;
+  opened: DiskFile;
   lock: FileLock;
-  libc: LibC | null;
+  /** To be closed behind the file. */
+  binding: LibC | null;
   /** Why there is no libc. */
   unavailable: string | null;
 }
@@ -65,11 +73,11 @@ export class FileNode extends BlockNode {
   /** The file's, without symbolic links. */
   readonly path: string;
   readonly #givenPath: string;
-  #fd: number;
-  readonly #libc: LibC | null;
+  #file: OpenFile;
   #resources: FileResources;
   readonly #clock: Clock;
   readonly #isTemporary: boolean;
+  readonly #isThreaded: boolean;
 
   /** A run known to hold data: finding its end again can be slow (tmpfs looks at every page). */
   #dataStart = 0;
@@ -88,56 +96,70 @@ export class FileNode extends BlockNode {
     super({
       nodeName: options.nodeName,
       driver: "file",
-      sizeBytes: resources.file.sizeBytes,
+      sizeBytes: resources.opened.sizeBytes,
       isReadOnly: options.isReadOnly,
       discard: options.discard ?? "unmap",
     });
-    this.path = resources.file.path;
+    this.path = resources.opened.path;
+    this.#file = resources.opened.file;
     this.#givenPath = options.path;
     this.#resources = resources;
     this.#clock = options.clock ?? systemClock;
     this.#isTemporary = options.isTemporary ?? false;
-    this.#fd = resources.file.fd;
-    this.#libc = resources.libc;
-    // A hole past the end changes nothing: only tells whether the file system has holes.
-    this.#canPunch = !options.isReadOnly && this.#libc !== null &&
-      this.#libc.punchHole(this.#fd, resources.file.sizeBytes, 1);
-    this.#canZeroRange = !options.isReadOnly && this.#libc !== null;
+    this.#isThreaded = (options.isThreaded ?? false) && resources.opened.file.libc !== null;
+    [this.#canPunch, this.#canZeroRange] = this.#abilities(options.isReadOnly);
   }
 
   /** Opens or makes the file and locks it. Throws a BlockError. */
   static open(options: FileNodeOptions): FileNode {
-    const file = openDiskFile(options);
-    const binding = LibC.open();
-    const libc = binding instanceof LibC ? binding : null;
-    const unavailable = binding instanceof LibC ? null : binding.unavailable;
+    const found = LibC.open();
+    const binding = found instanceof LibC ? found : null;
+    const unavailable = found instanceof LibC ? null : found.unavailable;
+    let opened: DiskFile | null = null;
     try {
+      opened = openDiskFile(options, binding);
       const { isReadOnly } = options;
       const lock: FileLock = options.isUnlocked
         ? { kind: "none", end: () => {} }
-        : lockFile({ fd: file.fd, path: file.path, isReadOnly, libc });
-      return new FileNode(options, { file, lock, libc, unavailable });
+        : lockFile({ file: opened.file, path: opened.path, isReadOnly });
+      return new FileNode(options, { opened, lock, binding, unavailable });
     } catch (error) {
-      fs.closeSync(file.fd);
-      libc?.close();
-      if (options.create) fs.unlinkSync(file.path);
+      opened?.file.close();
+      binding?.close();
+      if (opened !== null && options.create) Deno.removeSync(opened.path);
       throw toBlockError(error);
     }
   }
 
-  /** By libc into all buffers at once; what that did not do, one by one. */
-  protected override doRead(offset: number, target: IoVector): void {
-    const done = this.#libc?.read(this.#fd, target.buffers, offset) ?? 0;
-    if (done === target.length) return;
-    this.#readRest(offset + done, target.slice(done, target.length - done));
+  /** Within the call, or aside: see FileNodeOptions.isThreaded. */
+  protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
+    if (this.#isThreaded && target.length >= THREADED_BYTES_MIN) {
+      return this.#readAside(offset, target);
+    }
+    let count: number;
+    try {
+      count = this.#file.read(offset, target);
+    } catch (error) {
+      throw toBlockError(error);
+    }
+    if (count < target.length) throw this.#endsBefore();
   }
 
-  /** By libc from all buffers at once; what that did not do, one by one. */
-  protected override doWrite(offset: number, source: IoVector, _flags: number): void {
+  /** Within the call, or aside: see FileNodeOptions.isThreaded. */
+  protected override doWrite(
+    offset: number,
+    source: IoVector,
+    _flags: number,
+  ): MaybePromise<void> {
     this.#unflushedBytes += source.length;
-    const done = this.#libc?.write(this.#fd, source.buffers, offset) ?? 0;
-    if (done === source.length) return;
-    this.#writeRest(offset + done, source.slice(done, source.length - done));
+    if (this.#isThreaded && source.length >= THREADED_BYTES_MIN) {
+      return this.#writeAside(offset, source);
+    }
+    try {
+      this.#file.write(offset, source);
+    } catch (error) {
+      throw toBlockError(error);
+    }
   }
 
   /** By a hole or a range of zeroes where the file system has them, else by writing. */
@@ -178,7 +200,7 @@ export class FileNode extends BlockNode {
       this.#flushing === null
     ) {
       try {
-        fs.fdatasyncSync(this.#fd);
+        this.#file.flush();
       } catch (error) {
         throw this.#flushFailed(error);
       }
@@ -196,7 +218,8 @@ export class FileNode extends BlockNode {
       end = this.#dataEnd;
     } else {
       const expectsData = offset === this.#holeEnd;
-      const run = this.#libc?.runAt(this.#fd, offset, expectsData) ?? null;
+      const { libc, fd } = this.#file;
+      const run = libc?.runAt(fd, offset, expectsData) ?? null;
       if (run !== null) {
         ({ isData, end } = run);
         this.#holeEnd = isData ? -1 : end;
@@ -217,7 +240,7 @@ export class FileNode extends BlockNode {
     this.#unflushedBytes = Infinity;
     this.#dataEnd = 0;
     try {
-      fs.ftruncateSync(this.#fd, sizeBytes);
+      this.#file.truncate(sizeBytes);
     } catch (error) {
       throw toBlockError(error);
     }
@@ -239,36 +262,35 @@ export class FileNode extends BlockNode {
 
   /** Opens the same file the other way; the lock on it follows. */
   protected override doSetReadOnly(isReadOnly: boolean): void {
-    const { libc, unavailable, lock, file } = this.#resources;
-    const opened = openDiskFile({ path: this.path, isReadOnly });
+    const { lock, opened: before } = this.#resources;
+    const open = (isReadOnly: boolean): DiskFile =>
+      openDiskFile({ path: this.path, isReadOnly }, this.#resources.binding);
+    const opened = open(isReadOnly);
     try {
-      const [before, now] = [fs.fstatSync(file.fd), fs.fstatSync(opened.fd)];
-      if (before.ino !== now.ino || before.dev !== now.dev) {
+      if (before.file.stat().identity !== opened.file.stat().identity) {
         throw new BlockError("EIO", `'${this.path}' is another file now`);
       }
     } catch (error) {
-      fs.closeSync(opened.fd);
+      opened.file.close();
       throw toBlockError(error);
     }
     // Locks belong to the open file, and our own old one would stand in the new one's way.
-    fs.closeSync(file.fd);
+    before.file.close();
     lock.end();
-    this.#fd = opened.fd;
+    const use = (opened: DiskFile, lock: FileLock): void => {
+      this.#file = opened.file;
+      this.#resources = { ...this.#resources, opened, lock };
+    };
+    const { path } = this;
     try {
-      const newLock = lock.kind === "none"
-        ? lock
-        : lockFile({ fd: opened.fd, path: this.path, isReadOnly, libc });
-      this.#resources = { file: opened, lock: newLock, libc, unavailable };
+      use(opened, lock.kind === "none" ? lock : lockFile({ file: opened.file, path, isReadOnly }));
     } catch (error) {
-      fs.closeSync(opened.fd);
-      const again = openDiskFile({ path: this.path, isReadOnly: !isReadOnly });
-      this.#fd = again.fd;
-      const oldLock = lockFile({ fd: again.fd, path: this.path, isReadOnly: !isReadOnly, libc });
-      this.#resources = { file: again, lock: oldLock, libc, unavailable };
+      opened.file.close();
+      const again = open(!isReadOnly);
+      use(again, lockFile({ file: again.file, path, isReadOnly: !isReadOnly }));
       throw error;
     }
-    this.#canPunch = !isReadOnly && libc !== null && libc.punchHole(this.#fd, this.sizeBytes, 1);
-    this.#canZeroRange = !isReadOnly && libc !== null;
+    [this.#canPunch, this.#canZeroRange] = this.#abilities(isReadOnly);
   }
 
   /**
@@ -279,12 +301,13 @@ export class FileNode extends BlockNode {
     source: FileNode,
     { sourceOffset, offset, length }: { sourceOffset: number; offset: number; length: number },
   ): boolean {
-    if (this.#libc === null || this.isReadOnly) return false;
+    const { libc, fd } = this.#file;
+    if (libc === null || this.isReadOnly) return false;
     if (offset + length > this.sizeBytes || sourceOffset + length > source.sizeBytes) return false;
     this.#unflushedBytes += length;
     this.#forgetData(offset, length);
-    const from = { fd: source.#fd, offset: sourceOffset };
-    return this.#libc.copyRange(from, { fd: this.#fd, offset }, length) === length;
+    const from = { fd: source.#file.fd, offset: sourceOffset };
+    return libc.copyRange(from, { fd, offset }, length) === length;
   }
 
   /** Its path as it was given. */
@@ -294,12 +317,13 @@ export class FileNode extends BlockNode {
 
   /** Blocks that the file system gave to the file (st_blocks of stat(2)). */
   override get allocatedBytes(): number {
-    return fs.fstatSync(this.#fd).blocks * 512;
+    return this.#file.stat().allocatedBytes;
   }
 
   /** Its path, whether holes work and why not, and the kind of its lock. */
   override details(): Record<string, string | number | boolean | null> {
-    const { libc, unavailable, lock } = this.#resources;
+    const { unavailable, lock } = this.#resources;
+    const { libc } = this.#file;
     const none = `unsupported: ${unavailable ?? "by the file system"}`;
     return {
       path: this.path,
@@ -309,9 +333,10 @@ export class FileNode extends BlockNode {
   }
 
   #punchHole(offset: number, length: number): boolean {
-    if (!this.#canPunch || this.#libc === null) return false;
+    const { libc, fd } = this.#file;
+    if (!this.#canPunch || libc === null) return false;
     this.#forgetData(offset, length);
-    return this.#libc.punchHole(this.#fd, offset, length);
+    return libc.punchHole(fd, offset, length);
   }
 
   #forgetData(offset: number, length: number): void {
@@ -320,24 +345,24 @@ export class FileNode extends BlockNode {
 
   /** Zeroes that stay allocated: in one call, or as a hole that is then allocated again. */
   #zeroRange(offset: number, length: number): boolean {
-    if (this.#libc === null) return false;
+    const { libc, fd } = this.#file;
+    if (libc === null) return false;
     if (this.#canZeroRange) {
       this.#forgetData(offset, length);
-      if (this.#libc.zeroRange(this.#fd, offset, length)) return true;
+      if (libc.zeroRange(fd, offset, length)) return true;
       this.#canZeroRange = false;
     }
-    return this.#punchHole(offset, length) && this.#libc.allocate(this.#fd, offset, length);
+    return this.#punchHole(offset, length) && libc.allocate(fd, offset, length);
   }
 
   async #flushBeside(startMs: number): Promise<void> {
     const before = this.#flushing;
-    const flushing = new Promise<void>((resolve, reject) => {
-      fs.fdatasync(this.#fd, (error) => {
-        if (error) return reject(this.#flushFailed(error));
-        this.#lastFlushMs = this.#clock.now() - startMs;
-        resolve();
-      });
-    });
+    const flushing = this.#file.flushAside().then(
+      () => void (this.#lastFlushMs = this.#clock.now() - startMs),
+      (error) => {
+        throw this.#flushFailed(error);
+      },
+    );
     // Who finds nothing new to flush waits for all that are under way, and fails if one of them
     // did.
     const all = Promise.allSettled([before, flushing]).then(() => {
@@ -357,40 +382,38 @@ export class FileNode extends BlockNode {
   }
 
   #release(): void {
-    fs.closeSync(this.#fd);
+    this.#file.close();
     this.#resources.lock.end();
-    this.#libc?.close();
+    this.#resources.binding?.close();
   }
 
-  #readRest(offset: number, target: IoVector): void {
+  async #readAside(offset: number, target: IoVector): Promise<void> {
+    let count: number;
     try {
-      for (const buffer of target.buffers) {
-        for (let done = 0; done < buffer.length;) {
-          const count = fs.readSync(this.#fd, buffer, done, buffer.length - done, offset + done);
-          if (count === 0) {
-            throw new BlockError("EIO", `'${this.path}' ends before ${this.sizeBytes} bytes`);
-          }
-          done += count;
-        }
-        offset += buffer.length;
-      }
+      count = await this.#file.readAside(offset, target);
+    } catch (error) {
+      throw toBlockError(error);
+    }
+    if (count < target.length) throw this.#endsBefore();
+  }
+
+  async #writeAside(offset: number, source: IoVector): Promise<void> {
+    try {
+      await this.#file.writeAside(offset, source);
     } catch (error) {
       throw toBlockError(error);
     }
   }
 
-  #writeRest(offset: number, source: IoVector): void {
-    try {
-      for (const buffer of source.buffers) {
-        for (let done = 0; done < buffer.length;) {
-          const count = fs.writeSync(this.#fd, buffer, done, buffer.length - done, offset + done);
-          if (count === 0) throw new BlockError("EIO", `'${this.path}' takes no more data`);
-          done += count;
-        }
-        offset += buffer.length;
-      }
-    } catch (error) {
-      throw toBlockError(error);
-    }
+  #endsBefore(): BlockError {
+    return new BlockError("EIO", `'${this.path}' ends before ${this.sizeBytes} bytes`);
+  }
+
+  /** Whether holes can be punched, and ranges zeroed. */
+  #abilities(isReadOnly: boolean): [canPunch: boolean, canZeroRange: boolean] {
+    const { libc, fd } = this.#file;
+    if (isReadOnly || libc === null) return [false, false];
+    // A hole past the end changes nothing: only tells whether the file system has holes.
+    return [libc.punchHole(fd, this.sizeBytes, 1), true];
   }
 }

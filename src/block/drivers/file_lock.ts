@@ -15,6 +15,7 @@ import { BlockError } from "../errors.ts";
 import { PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE } from "../types.ts";
 import { permissionNames } from "../permissions.ts";
 import type { LibC } from "./libc.ts";
+import type { OpenFile } from "./open_file.ts";
 
 const USED_BASE = 100;
 const UNSHARED_BASE = 200;
@@ -25,14 +26,12 @@ export type LockKind = "ofd" | "flock" | "none";
 
 /** What `lockFile` takes. */
 export interface LockOptions {
-  /** The open file. */
-  fd: number;
+  /** The open file: by libc, or flock(2) is used. */
+  file: OpenFile;
   /** Its path, for flock and for messages. */
   path: string;
   /** Others may then read it too, and nobody may write it. */
   isReadOnly: boolean;
-  /** null: flock(2) is used. */
-  libc: LibC | null;
 }
 
 /** A lock. `end` after the file was closed. */
@@ -48,14 +47,16 @@ export interface FileLock {
  * along.
  */
 export function lockFile(options: LockOptions): FileLock {
-  if (options.libc !== null) {
-    const isLocked = lockBytes(options.libc, options);
+  const { libc } = options.file;
+  if (libc !== null) {
+    const isLocked = lockBytes(libc, options);
     return { kind: isLocked ? "ofd" : "none", end: () => {} };
   }
   return lockWhole(options);
 }
 
-function lockBytes(libc: LibC, { fd, path, isReadOnly }: LockOptions): boolean {
+function lockBytes(libc: LibC, { file, path, isReadOnly }: LockOptions): boolean {
+  const { fd } = file;
   const used = PERM_CONSISTENT_READ | (isReadOnly ? 0 : PERM_WRITE | PERM_RESIZE);
   const unshared = PERM_WRITE | PERM_RESIZE;
   for (let bit = 0; bit < PERMISSION_COUNT; bit++) {

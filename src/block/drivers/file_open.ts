@@ -5,11 +5,12 @@
  * @module
  */
 
-import fs from "node:fs";
-import path from "node:path";
 import { BlockError, toBlockError } from "../errors.ts";
-
-const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = fs.constants;
+import { baseName, folderName, joinPath } from "../paths.ts";
+import type { LibC } from "./libc.ts";
+import { LibcFile } from "./libc_file.ts";
+import { NodeFile } from "./node_file.ts";
+import type { OpenFile, OpenFileOptions } from "./open_file.ts";
 
 /** What `openDiskFile` takes. */
 export interface DiskFileOptions {
@@ -25,88 +26,111 @@ export interface DiskFileOptions {
   sizeBytes?: number;
   /** The file must be in this folder or below it, symbolic links followed. */
   directory?: string;
+  /** The system's cache is passed by (O_DIRECT). */
+  isDirect?: boolean;
 }
 
 /** An open file. */
 export interface DiskFile {
   /** The caller closes it. */
-  fd: number;
+  file: OpenFile;
   /** Without symbolic links. */
   path: string;
   /** The file's size when it was opened. */
   sizeBytes: number;
 }
 
-/** Opens or makes a file. Throws a BlockError. */
-export function openDiskFile(options: DiskFileOptions): DiskFile {
+/** Opens or makes a file, by libc where it is given. Throws a BlockError. */
+export function openDiskFile(options: DiskFileOptions, libc: LibC | null): DiskFile {
   if (options.path.includes("\0")) throw new BlockError("EINVAL", "A path can't hold a NUL");
-  return options.create ? createFile(options) : openExisting(options);
+  return options.create ? createFile(options, libc) : openExisting(options, libc);
 }
 
-function openExisting(options: DiskFileOptions): DiskFile {
-  const realPath = attempt(options.path, () => fs.realpathSync(options.path));
-  checkInside(realPath, options);
+/** By libc where the runtime's permissions let this file be opened; where not, it says so. */
+function openFile(options: OpenFileOptions, libc: LibC | null): OpenFile {
+  if (libc === null) return NodeFile.open(options);
+  const { path, isReadOnly } = options;
+  const isGranted = (name: "read" | "write"): boolean =>
+    Deno.permissions.querySync({ name, path }).state === "granted";
+  const isPermitted = isGranted("read") && (isReadOnly || isGranted("write"));
+  return isPermitted ? LibcFile.open(libc, options) : NodeFile.open(options);
+}
+
+function openExisting(options: DiskFileOptions, libc: LibC | null): DiskFile {
+  const { isReadOnly, isDirect = false } = options;
+  const path = attempt(options.path, () => Deno.realPathSync(options.path));
+  checkInside(path, options);
   // Looked at first: opening a device may do something, opening a FIFO may wait.
-  checkRegular(attempt(options.path, () => fs.statSync(realPath)), options.path);
-  const mode = options.isReadOnly ? O_RDONLY : O_RDWR;
-  const fd = attempt(options.path, () => fs.openSync(realPath, mode | O_NOFOLLOW | O_NONBLOCK));
+  checkRegular(attempt(options.path, () => Deno.statSync(path)), options.path);
+  const file = attempt(options.path, () => openFile({ path, isReadOnly, isDirect }, libc));
   try {
-    const stat = attempt(options.path, () => fs.fstatSync(fd));
-    checkRegular(stat, options.path);
-    if (options.sizeBytes !== undefined && options.sizeBytes !== stat.size) {
+    const { kind, sizeBytes } = attempt(options.path, () => file.stat());
+    // Another one may have taken its place meanwhile.
+    if (kind !== "a file") {
+      throw new BlockError("EINVAL", `Could not open '${options.path}': it is ${kind}`);
+    }
+    if (options.sizeBytes !== undefined && options.sizeBytes !== sizeBytes) {
       throw new BlockError(
         "EINVAL",
-        `'${options.path}' has ${stat.size} bytes, not ${options.sizeBytes}`,
+        `'${options.path}' has ${sizeBytes} bytes, not ${options.sizeBytes}`,
       );
     }
-    return { fd, path: realPath, sizeBytes: stat.size };
+    return { file, path, sizeBytes };
   } catch (error) {
-    fs.closeSync(fd);
+    file.close();
     throw error;
   }
 }
 
-function createFile(options: DiskFileOptions): DiskFile {
+function createFile(options: DiskFileOptions, libc: LibC | null): DiskFile {
   const { sizeBytes } = options;
   if (sizeBytes === undefined || !Number.isSafeInteger(sizeBytes) || sizeBytes < 0) {
     throw new BlockError("EINVAL", `'${options.path}' can't be made with a size of ${sizeBytes}`);
   }
   if (options.isReadOnly) throw new BlockError("EINVAL", "A file to be made can't be read-only");
-  const parent = attempt(options.path, () => fs.realpathSync(path.dirname(options.path)));
-  const realPath = path.join(parent, path.basename(options.path));
-  checkInside(realPath, options);
-  const fd = attempt(
-    options.path,
-    () => fs.openSync(realPath, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, options.mode ?? 0o600),
-  );
+  const parent = attempt(options.path, () => Deno.realPathSync(folderName(options.path)));
+  const path = joinPath(parent, baseName(options.path));
+  checkInside(path, options);
+  const createMode = options.mode ?? 0o600;
+  const file = attempt(options.path, () => openFile({ path, isReadOnly: false, createMode }, libc));
   try {
-    attempt(options.path, () => fs.ftruncateSync(fd, sizeBytes));
-    return { fd, path: realPath, sizeBytes };
+    attempt(options.path, () => file.truncate(sizeBytes));
+    return { file, path, sizeBytes };
   } catch (error) {
-    fs.closeSync(fd);
-    fs.unlinkSync(realPath);
+    file.close();
+    Deno.removeSync(path);
     throw error;
+  }
+}
+
+/** Whether something of that name can be seen. */
+export function fileExists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
   }
 }
 
 function checkInside(realPath: string, options: DiskFileOptions): void {
   const { directory } = options;
   if (directory === undefined) return;
-  const root = attempt(directory, () => fs.realpathSync(directory));
+  const root = attempt(directory, () => Deno.realPathSync(directory));
   if (realPath.startsWith(root.endsWith("/") ? root : `${root}/`)) return;
   throw new BlockError("EPERM", `'${options.path}' is outside of '${directory}'`);
 }
 
-function checkRegular(stat: fs.Stats, filePath: string): void {
-  if (stat.isFile()) return;
-  if (stat.isDirectory()) {
+function checkRegular(stat: Deno.FileInfo, filePath: string): void {
+  if (stat.isFile) return;
+  if (stat.isDirectory) {
     throw new BlockError("EINVAL", `Could not open '${filePath}': Is a directory`);
   }
-  const kind = stat.isBlockDevice()
+  const kind = stat.isBlockDevice
     ? "a block device"
-    : stat.isCharacterDevice()
+    : stat.isCharDevice
     ? "a character device"
-    : stat.isFIFO()
+    : stat.isFifo
     ? "a FIFO"
     : "no regular file";
   throw new BlockError("EINVAL", `Could not open '${filePath}': it is ${kind}`);

@@ -1,17 +1,17 @@
 /**
- * What the runtime's file API lacks, called in libc: holes, zeroed ranges, image locks, and
- * vectored I/O into shared memory in one call. Needs the permission `--allow-ffi`, 64-bit Linux and
- * glibc.
+ * Files by libc: what the runtime's file API lacks (holes, zeroed ranges, image locks, vectored I/O
+ * into shared memory in one call, large requests on other threads), and what would take longer to
+ * load than to do there. Needs the permission `--allow-ffi`, 64-bit Linux and glibc.
  *
- * Descriptors are the operating system's own numbers, as node:fs gives them. Every call either does
- * all of its work or says that it did not; the callers then go the ordinary way, which finds the
- * reason. So errno is read in two places only: where it decides between "no" and "can't".
+ * A call says that it did not do its work, or not all of it; `lastError` then has the reason.
  *
  * Opening the library takes milliseconds, since the runtime compiles a way into each function; so
  * all files of a thread share one LibC, which goes with the last of them.
  *
  * @module
  */
+
+import type { FileStat, OpenFileOptions } from "./open_file.ts";
 
 /**
  * Where glibc is, most general first: by name it needs the permission for every library, by path
@@ -24,6 +24,11 @@ export const LIBC_PATHS: readonly string[] = [
 ];
 
 const SYMBOLS = {
+  open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
+  close: { parameters: ["i32"], result: "i32" },
+  statx: { parameters: ["i32", "buffer", "i32", "u32", "buffer"], result: "i32" },
+  ftruncate: { parameters: ["i32", "i64"], result: "i32" },
+  fdatasync: { parameters: ["i32"], result: "i32" },
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
   pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
   preadv: { parameters: ["i32", "buffer", "i32", "i64"], result: "isize" },
@@ -41,6 +46,30 @@ const SYMBOLS = {
   peek: { name: "memcpy", parameters: ["buffer", "pointer", "usize"], result: "pointer" },
   address: { name: "memcpy", parameters: ["buffer", "buffer", "usize"], result: "u64" },
 } as const;
+
+/** Those that run on threads of the runtime's. Opened by the first that is called. */
+const SYMBOLS_ASIDE = {
+  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize", nonblocking: true },
+  pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize", nonblocking: true },
+  fdatasync: { parameters: ["i32"], result: "i32", nonblocking: true },
+} as const;
+
+const IS_ARM = Deno.build.arch === "aarch64";
+const O_RDONLY = 0;
+const O_RDWR = 2;
+const O_CREAT = 0o100;
+const O_EXCL = 0o200;
+const O_NONBLOCK = 0o4000;
+const O_DIRECT = IS_ARM ? 0o200000 : 0o40000;
+const O_NOFOLLOW = IS_ARM ? 0o100000 : 0o400000;
+const O_CLOEXEC = 0o2000000;
+
+const AT_EMPTY_PATH = 0x1000;
+/** STATX_TYPE, STATX_INO, STATX_SIZE, STATX_BLOCKS. */
+const STATX_MASK = 0x701;
+const STATX_BYTES = 256;
+const S_IFMT = 0o170000;
+const S_IFREG = 0o100000;
 
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
@@ -61,6 +90,32 @@ const VECTOR_BYTES = 16;
 /** Bytes of a struct flock: l_type 2, l_whence 2, pad 4, l_start 8, l_len 8, l_pid 4, pad 4. */
 const FLOCK_BYTES = 32;
 
+/** Errors that are told apart here, by their numbers on Linux, with strerror(3)'s texts. */
+const ERRORS: Readonly<Record<number, readonly [code: string, text: string]>> = {
+  1: ["EPERM", "Operation not permitted"],
+  2: ["ENOENT", "No such file or directory"],
+  5: ["EIO", "Input/output error"],
+  9: ["EBADF", "Bad file descriptor"],
+  12: ["ENOMEM", "Cannot allocate memory"],
+  13: ["EACCES", "Permission denied"],
+  16: ["EBUSY", "Device or resource busy"],
+  17: ["EEXIST", "File exists"],
+  20: ["ENOTDIR", "Not a directory"],
+  21: ["EISDIR", "Is a directory"],
+  22: ["EINVAL", "Invalid argument"],
+  23: ["ENFILE", "Too many open files in system"],
+  24: ["EMFILE", "Too many open files"],
+  26: ["ETXTBSY", "Text file busy"],
+  27: ["EFBIG", "File too large"],
+  28: ["ENOSPC", "No space left on device"],
+  30: ["EROFS", "Read-only file system"],
+  36: ["ENAMETOOLONG", "File name too long"],
+  40: ["ELOOP", "Too many levels of symbolic links"],
+  95: ["ENOTSUP", "Operation not supported"],
+  110: ["ETIMEDOUT", "Connection timed out"],
+  122: ["EDQUOT", "Disk quota exceeded"],
+};
+
 /** A run of a file, from the offset asked for. */
 export interface FileRun {
   /** False: a hole, which reads as zeroes. */
@@ -71,7 +126,9 @@ export interface FileRun {
 
 /** The calls of libc that this runtime lacks, made on the calling thread. */
 export class LibC {
+  readonly #path: string;
   readonly #library: Deno.DynamicLibrary<typeof SYMBOLS>;
+  #aside: Deno.DynamicLibrary<typeof SYMBOLS_ASIDE> | null = null;
   readonly #vector = new Uint32Array(VECTOR_COUNT_MAX * VECTOR_BYTES / 4);
   /** Addresses of shared buffers, which can neither move nor be detached. */
   readonly #addresses = new WeakMap<SharedArrayBuffer, bigint>();
@@ -81,8 +138,9 @@ export class LibC {
   /** How many opened this one and have not closed it. */
   #users = 1;
 
-  private constructor(library: Deno.DynamicLibrary<typeof SYMBOLS>) {
-    this.#library = library;
+  private constructor(path: string) {
+    this.#path = path;
+    this.#library = Deno.dlopen(path, SYMBOLS);
   }
 
   /** Opens the library, or says why it can't. */
@@ -97,7 +155,7 @@ export class LibC {
       // Asked first: dlopen would ask the person at the terminal.
       if (Deno.permissions.querySync({ name: "ffi", path }).state !== "granted") continue;
       try {
-        LibC.#shared = new LibC(Deno.dlopen(path, SYMBOLS));
+        LibC.#shared = new LibC(path);
         return LibC.#shared;
       } catch (error) {
         unavailable = error instanceof Error ? error.message : String(error);
@@ -111,28 +169,106 @@ export class LibC {
     if (--this.#users > 0) return;
     LibC.#shared = null;
     this.#library.close();
+    this.#aside?.close();
+  }
+
+  /** Opens or makes a regular file; -1 where that fails. */
+  openFile({ path, isReadOnly, createMode, isDirect = false }: OpenFileOptions): number {
+    const flags = (isReadOnly ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC |
+      (createMode === undefined ? 0 : O_CREAT | O_EXCL) | (isDirect ? O_DIRECT : 0);
+    const name = new TextEncoder().encode(`${path}\0`);
+    return this.#library.symbols.open(name, flags, createMode ?? 0);
+  }
+
+  /** Closes a file. */
+  closeFile(fd: number): void {
+    this.#library.symbols.close(fd);
+  }
+
+  /** What the system says about an open file, null where it says nothing. */
+  stat(fd: number): FileStat | null {
+    const bytes = new Uint8Array(STATX_BYTES);
+    const { statx } = this.#library.symbols;
+    if (statx(fd, new Uint8Array(1), AT_EMPTY_PATH, STATX_MASK, bytes) !== 0) return null;
+    const view = new DataView(bytes.buffer);
+    const [inode, size, blocks] = [32, 40, 48].map((at) => Number(view.getBigUint64(at, true)));
+    const device = `${view.getUint32(136, true)}:${view.getUint32(140, true)}`;
+    return {
+      kind: (view.getUint16(28, true) & S_IFMT) === S_IFREG ? "a file" : "no regular file",
+      sizeBytes: size ?? 0,
+      allocatedBytes: (blocks ?? 0) * 512,
+      identity: `${device}:${inode}`,
+    };
+  }
+
+  /** Whether a file has that size now. */
+  truncate(fd: number, sizeBytes: number): boolean {
+    return this.#library.symbols.ftruncate(fd, BigInt(sizeBytes)) === 0;
+  }
+
+  /** fdatasync(2): whether it said that all is on the medium. */
+  flush(fd: number): boolean {
+    return this.#library.symbols.fdatasync(fd) === 0;
+  }
+
+  /** The same on another thread. The reason of a failure is not known. */
+  async flushAside(fd: number): Promise<boolean> {
+    return await this.#symbolsAside().fdatasync(fd) === 0;
+  }
+
+  /** Why the last call on this thread failed, with `code` as in errno(3). */
+  lastError(): Error & { code: string } {
+    const errno = this.#errno();
+    const [code, text] = ERRORS[errno] ?? ["EIO", "Unknown error"];
+    return Object.assign(new Error(`${text} (os error ${errno})`), { code });
   }
 
   /** Reads at `offset`. The count read; below that asked for: not all, for whatever reason. */
   read(fd: number, buffers: readonly Uint8Array[], offset: number): number {
-    const { pread, preadv } = this.#library.symbols;
     const [only] = buffers;
     if (buffers.length === 1 && only !== undefined) {
-      return Math.max(Number(pread(fd, toView(only), BigInt(only.length), BigInt(offset))), 0);
+      return Math.max(this.readOne(fd, only, offset), 0);
     }
     if (!this.#fillVector(buffers)) return 0;
+    const { preadv } = this.#library.symbols;
     return Math.max(Number(preadv(fd, this.#vector, buffers.length, BigInt(offset))), 0);
   }
 
   /** Writes at `offset`. The count written; below that given: not all, for whatever reason. */
   write(fd: number, buffers: readonly Uint8Array[], offset: number): number {
-    const { pwrite, pwritev } = this.#library.symbols;
     const [only] = buffers;
     if (buffers.length === 1 && only !== undefined) {
-      return Math.max(Number(pwrite(fd, toView(only), BigInt(only.length), BigInt(offset))), 0);
+      return Math.max(this.writeOne(fd, only, offset), 0);
     }
     if (!this.#fillVector(buffers)) return 0;
+    const { pwritev } = this.#library.symbols;
     return Math.max(Number(pwritev(fd, this.#vector, buffers.length, BigInt(offset))), 0);
+  }
+
+  /** As `read`, into one buffer; -1 for a failure. */
+  readOne(fd: number, buffer: Uint8Array, offset: number): number {
+    const { pread } = this.#library.symbols;
+    return Number(pread(fd, toView(buffer), BigInt(buffer.length), BigInt(offset)));
+  }
+
+  /** As `write`, from one buffer; -1 for a failure. */
+  writeOne(fd: number, buffer: Uint8Array, offset: number): number {
+    const { pwrite } = this.#library.symbols;
+    return Number(pwrite(fd, toView(buffer), BigInt(buffer.length), BigInt(offset)));
+  }
+
+  /** As `read`, into one buffer on another thread. The caller keeps the buffer until then. */
+  async readAside(fd: number, buffer: Uint8Array, offset: number): Promise<number> {
+    const { pread } = this.#symbolsAside();
+    const count = await pread(fd, toView(buffer), BigInt(buffer.length), BigInt(offset));
+    return Math.max(Number(count), 0);
+  }
+
+  /** As `write`, from one buffer on another thread. The caller keeps the buffer until then. */
+  async writeAside(fd: number, buffer: Uint8Array, offset: number): Promise<number> {
+    const { pwrite } = this.#symbolsAside();
+    const count = await pwrite(fd, toView(buffer), BigInt(buffer.length), BigInt(offset));
+    return Math.max(Number(count), 0);
   }
 
   /** Frees a range: it reads as zeroes. Whether that worked. */
@@ -214,6 +350,11 @@ export class LibC {
     const buffer = new Uint8Array(flock.buffer);
     if (this.#library.symbols.fcntl(fd, command, buffer) !== 0) return null;
     return flock.getInt16(0, true);
+  }
+
+  #symbolsAside(): Deno.DynamicLibrary<typeof SYMBOLS_ASIDE>["symbols"] {
+    this.#aside ??= Deno.dlopen(this.#path, SYMBOLS_ASIDE);
+    return this.#aside.symbols;
   }
 
   #errno(): number {

@@ -19,7 +19,6 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
 import { limits } from "../../limits.ts";
 import { isZero } from "../../wasm/kernels.ts";
 import { type BusyRange, BusyRanges } from "../busy_ranges.ts";
@@ -176,7 +175,7 @@ export class ClusterCopier {
       const ended = runSteps(this.#copyRun(attempt, run));
       if (!(ended instanceof Promise) && attempt.copiedBytes >= turnEndBytes) {
         turnEndBytes = attempt.copiedBytes + TURN_BYTES;
-        yield* settle(new Promise<void>((resolve) => setImmediate(resolve)));
+        yield* settle(new Promise<void>((resolve) => globalThis.setImmediate(resolve)));
       }
     }
     if (attempt.failure !== null) throw attempt.failure;

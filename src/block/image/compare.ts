@@ -4,7 +4,6 @@
  * @module
  */
 
-import { Buffer } from "node:buffer";
 import { isZero } from "../../wasm/kernels.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
@@ -203,7 +202,7 @@ function isSameState(one: DiskRun, two: DiskRun): boolean {
 function firstDifference(a: Uint8Array, b: Uint8Array): number {
   return firstSector(
     a.length,
-    (start, end) => Buffer.compare(a.subarray(start, end), b.subarray(start, end)) === 0,
+    (start, end) => globalThis.Buffer.compare(a.subarray(start, end), b.subarray(start, end)) === 0,
   );
 }
 

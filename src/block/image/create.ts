@@ -5,13 +5,13 @@
  * @module
  */
 
-import fs from "node:fs";
-import path from "node:path";
 import { FileNode } from "../drivers/file.ts";
+import { fileExists } from "../drivers/file_open.ts";
 import { BlockError } from "../errors.ts";
 import { BlockGraph } from "../graph.ts";
 import type { BlockNode } from "../node.ts";
 import type { OpenContext } from "../open/context.ts";
+import { absolutePath } from "../paths.ts";
 import { openNode, parseBlockdev } from "../open/open_blockdev.ts";
 import { fileNameOptions } from "../open/open_image.ts";
 import { createQcow2 } from "../qcow2/create.ts";
@@ -86,11 +86,10 @@ async function openPlace(filename: string, context: OpenContext): Promise<Place>
 }
 
 function openFile(filePath: string, context: OpenContext): Place {
-  const directory = path.dirname(path.resolve(filePath));
-  if (!context.mayOpen(path.join(directory, path.basename(filePath)))) {
+  if (!context.mayOpen(absolutePath(filePath))) {
     throw new BlockError("EPERM", `Could not create '${filePath}': not in an allowed folder`);
   }
-  const isNew = !fs.existsSync(filePath);
+  const isNew = !fileExists(filePath);
   const base = { nodeName: "file", path: filePath, isReadOnly: false };
   let node: FileNode;
   try {
@@ -110,7 +109,7 @@ function openFile(filePath: string, context: OpenContext): Place {
     close,
     async abandon() {
       await close().catch(() => {});
-      if (isNew) fs.rmSync(filePath, { force: true });
+      if (isNew) Deno.removeSync(filePath);
     },
   };
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import path from "node:path";
+import { isAbsolutePath } from "../paths.ts";
 
 /** Whether a name is no path: `json:{...}`, `nbd://...`. */
 export function hasProtocol(name: string): boolean {
@@ -16,7 +16,7 @@ export function hasProtocol(name: string): boolean {
  * stays as it was written as far as possible, as in QEMU.
  */
 export function resolveBeside(name: string, image: string): string {
-  if (name === "" || hasProtocol(name) || path.isAbsolute(name) || hasProtocol(image)) return name;
+  if (name === "" || hasProtocol(name) || isAbsolutePath(name) || hasProtocol(image)) return name;
   const slash = image.lastIndexOf("/");
   return image.slice(0, slash + 1) + name;
 }

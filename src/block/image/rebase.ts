@@ -5,7 +5,6 @@
  * @module
  */
 
-import { Buffer } from "node:buffer";
 import { isZero } from "../../wasm/kernels.ts";
 import { BlockError } from "../errors.ts";
 import { IoVector } from "../io_vector.ts";
@@ -109,7 +108,8 @@ class Rebase {
     let start = -1;
     for (let at = 0; at < before.length;) {
       const end = Math.min(before.length, at + unit - (offset + at) % unit);
-      const isSame = Buffer.compare(before.subarray(at, end), after.subarray(at, end)) === 0;
+      const isSame =
+        globalThis.Buffer.compare(before.subarray(at, end), after.subarray(at, end)) === 0;
       if (isSame && start >= 0) {
         yield* this.#write(offset + start, before.subarray(start, at));
         start = -1;

@@ -5,13 +5,13 @@
  * @module
  */
 
-import fs from "node:fs";
-import path from "node:path";
 import type { BlockLayer } from "../block_layer.ts";
 import { FileNode, type FileNodeOptions } from "../drivers/file.ts";
+import { fileExists } from "../drivers/file_open.ts";
 import { BlockError } from "../errors.ts";
 import { allocateZeroes } from "../image/resize.ts";
 import type { BlockNode } from "../node.ts";
+import { absolutePath } from "../paths.ts";
 import { createQcow2, type Qcow2CreateOptions } from "../qcow2/create.ts";
 import { PERM_ALL, PERM_RESIZE, PERM_WRITE } from "../types.ts";
 import { type Job, type JobDriver, JobFailure } from "./job.ts";
@@ -93,11 +93,11 @@ function take(job: Job, name: string, node: BlockNode): void {
 
 async function createFile(target: CreateTarget & { driver: "file" }): Promise<void> {
   const { filename, sizeBytes, mayOpen } = target;
-  if (!mayOpen(path.resolve(filename))) {
+  if (!mayOpen(absolutePath(filename))) {
     throw new BlockError("EPERM", `Could not create '${filename}': not in an allowed folder`);
   }
   const base = { nodeName: "", path: filename, isReadOnly: false };
-  const node = fs.existsSync(filename)
+  const node = fileExists(filename)
     ? FileNode.open(base)
     : createNode({ ...base, create: true, sizeBytes: 0, mode: NEW_FILE_MODE });
   try {

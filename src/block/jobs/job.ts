@@ -19,7 +19,6 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
 import { assert } from "../assert.ts";
 import type { BlockBackend } from "../backend.ts";
 import { BlockError } from "../errors.ts";
@@ -372,7 +371,7 @@ export class Job {
 
   /** Gives the event loop a turn, then stands still as long as there is a reason to. */
   async pausePoint(): Promise<void> {
-    await new Promise<void>((resolve) => setImmediate(resolve));
+    await new Promise<void>((resolve) => globalThis.setImmediate(resolve));
     if (!this.isPauseRequested || this.#isCancelled) return;
     await this.#driver.settle?.();
     if (!this.isPauseRequested || this.#isCancelled) return;

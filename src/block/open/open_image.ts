@@ -9,12 +9,11 @@
  * @module
  */
 
-import fs from "node:fs";
-import path from "node:path";
 import { BlockError } from "../errors.ts";
 import type { BlockGraph } from "../graph.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
+import { absolutePath, baseName, folderName, isAbsolutePath, joinPath } from "../paths.ts";
 import type { Blockdev } from "./blockdev.ts";
 import type { HeaderFile, OpenContext } from "./context.ts";
 import { isJsonObject, type JsonObject } from "./json.ts";
@@ -211,12 +210,12 @@ export function headerDataBlockdev(
 /** A relative name is meant from the folder of the file that holds the image. */
 export function resolveBeside(fileName: string, image: BlockNode): string {
   if (fileName.startsWith("json:") || /^[A-Za-z][A-Za-z0-9+.-]*:/.test(fileName)) return fileName;
-  if (path.isAbsolute(fileName)) return fileName;
+  if (isAbsolutePath(fileName)) return fileName;
   const imagePath = pathOf(image);
   if (imagePath === null) {
     throw inputError(`'${fileName}' is meant from an image's folder, which isn't known`);
   }
-  return path.join(path.dirname(imagePath), fileName);
+  return joinPath(folderName(imagePath), fileName);
 }
 
 /** The path, without symbolic links, of the file that a node is going to be of; null without one. */
@@ -230,12 +229,12 @@ export function blockdevPath({ tag, variant }: Blockdev): string | null {
 export function realPath(filename: string): string {
   if (filename.includes("\0")) throw inputError("A path can't hold a NUL");
   try {
-    return fs.realpathSync(filename);
+    return Deno.realPathSync(filename);
   } catch {
     // Whatever is wrong is said by the opening: here only its place counts.
-    const absolute = path.resolve(filename);
+    const absolute = absolutePath(filename);
     try {
-      return path.join(fs.realpathSync(path.dirname(absolute)), path.basename(absolute));
+      return joinPath(Deno.realPathSync(folderName(absolute)), baseName(absolute));
     } catch {
       return absolute;
     }

@@ -8,7 +8,7 @@
  * @module
  */
 
-import zlib, { type InputType, type ZlibOptions, type ZstdOptions } from "node:zlib";
+import type { InputType, ZlibOptions, ZstdOptions } from "node:zlib";
 import { BlockError } from "../errors.ts";
 import type { MaybePromise } from "../types.ts";
 import type { Qcow2CompressionType } from "./format.ts";
@@ -27,10 +27,15 @@ const DEFLATE_OPTIONS: ZlibOptions = { windowBits: 12, memLevel: 9 };
 /** A frame may ask for a window of that much: 8 MiB, what every decoder has to have (RFC 8878). */
 const ZSTD_WINDOW_LOG_MAX = 23;
 
+/** Loaded when the first cluster comes: most images have no compressed ones. */
+function zlib(): typeof import("node:zlib") {
+  return globalThis.process.getBuiltinModule("node:zlib");
+}
+
 /** Compresses within the call. */
 export const directCompressors: Record<Qcow2CompressionType, Compressor> = {
-  zlib: { compress: (cluster) => compressWith(zlib.deflateRawSync, cluster, DEFLATE_OPTIONS) },
-  zstd: { compress: (cluster) => compressWith(zlib.zstdCompressSync, cluster, {}) },
+  zlib: { compress: (cluster) => compressWith(zlib().deflateRawSync, cluster, DEFLATE_OPTIONS) },
+  zstd: { compress: (cluster) => compressWith(zlib().zstdCompressSync, cluster, {}) },
 };
 
 /**
@@ -65,12 +70,12 @@ function unpack(type: Qcow2CompressionType, data: Uint8Array, byteCount: number)
   // "Any window" is read: the largest one does for all.
   if (type === "zlib") {
     // The end of the stream may be missing: its length is checked above.
-    const finishFlush = zlib.constants.Z_SYNC_FLUSH;
-    return zlib.inflateRawSync(data, { ...bounds, finishFlush });
+    const finishFlush = zlib().constants.Z_SYNC_FLUSH;
+    return zlib().inflateRawSync(data, { ...bounds, finishFlush });
   }
-  const params = { [zlib.constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX };
+  const params = { [zlib().constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX };
   const frame = data.subarray(0, zstdFrameBytes(data));
-  return zlib.zstdDecompressSync(frame, { ...bounds, params });
+  return zlib().zstdDecompressSync(frame, { ...bounds, params });
 }
 
 /**

@@ -5,7 +5,6 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
 import { settle, type Steps } from "../steps.ts";
 import { writeZeroesByWriting } from "../zeroes.ts";
 import type { Qcow2Image } from "./image.ts";
@@ -45,7 +44,9 @@ export function* preallocateRange(
       if (clusterCount === 0) at += clusterSize;
       else at += (yield* allocateRun(image, slice, at, clusterCount, mode)) * clusterSize;
     }
-    if (count % SLICES_PER_TURN === 0) yield new Promise((resolve) => setImmediate(resolve));
+    if (count % SLICES_PER_TURN === 0) {
+      yield new Promise((resolve) => globalThis.setImmediate(resolve));
+    }
   }
 }
 

@@ -5,7 +5,6 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
 import type { Steps } from "../steps.ts";
 
 const TURN_MS = 8;
@@ -17,7 +16,7 @@ export class Turns {
   /** To be called for each piece of the work. True where somebody else had a turn. */
   *next(): Steps<boolean> {
     if (performance.now() < this.#end) return false;
-    yield new Promise<void>((resolve) => setImmediate(resolve));
+    yield new Promise<void>((resolve) => globalThis.setImmediate(resolve));
     this.#end = performance.now() + TURN_MS;
     return true;
   }

@@ -14,7 +14,6 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
 import { BlockError } from "../errors.ts";
 import { settle, type Steps } from "../steps.ts";
 import { REQ_MAY_UNMAP, REQ_NO_FALLBACK } from "../types.ts";
@@ -248,6 +247,8 @@ function* changeEntries(
     } finally {
       image.lock.release();
     }
-    if (count % SLICES_PER_TURN === 0) yield new Promise((resolve) => setImmediate(resolve));
+    if (count % SLICES_PER_TURN === 0) {
+      yield new Promise((resolve) => globalThis.setImmediate(resolve));
+    }
   }
 }

@@ -4,7 +4,6 @@
  * @module
  */
 
-import { setTimeout as sleep } from "node:timers/promises";
 import { systemClock } from "../../block/clock.ts";
 import { BlockError } from "../../block/errors.ts";
 import { backingOf, sectorBytes } from "../../block/image/chain.ts";
@@ -146,7 +145,7 @@ function createThrottle(rateBytes: number): (bytes: number) => Promise<void> {
   limit.speed = rateBytes;
   return async (bytes) => {
     const delayMs = limit.delayMs(bytes);
-    if (delayMs > 0) await sleep(delayMs);
+    if (delayMs > 0) await new Promise<void>((resolve) => systemClock.after(delayMs, resolve));
   };
 }
 

@@ -4,7 +4,7 @@
  * @module
  */
 
-import fs from "node:fs";
+import { fileExists } from "../../block/drivers/file_open.ts";
 import { BlockError } from "../../block/errors.ts";
 import { sectorBytes } from "../../block/image/chain.ts";
 import { createImage } from "../../block/image/create.ts";
@@ -94,6 +94,6 @@ export function withLeftovers(made: MadeTarget, error: unknown): unknown {
 export function abandonTarget({ filename, isMade, isNew }: MadeTarget): string | null {
   if (!isMade || !isFileName(filename)) return null;
   if (!isNew) return `'${filename}' holds an incomplete copy`;
-  fs.rmSync(filename, { force: true });
+  if (fileExists(filename)) Deno.removeSync(filename);
   return null;
 }
