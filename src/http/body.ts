@@ -67,16 +67,21 @@ export async function forEachPiece(
 async function* chunksOf(request: Request): AsyncGenerator<Uint8Array> {
   if (request.body === null) return;
   const iterator = request.body[Symbol.asyncIterator]();
-  for (;;) {
-    let next: IteratorResult<Uint8Array>;
-    try {
-      next = await iterator.next();
-    } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
-      throw new ServiceError("bodyBroken", `the body broke off: ${reason}`, { cause: error });
+  try {
+    for (;;) {
+      let next: IteratorResult<Uint8Array>;
+      try {
+        next = await iterator.next();
+      } catch (error) {
+        const reason = error instanceof Error ? error.message : String(error);
+        throw new ServiceError("bodyBroken", `the body broke off: ${reason}`, { cause: error });
+      }
+      if (next.done) return;
+      yield next.value;
     }
-    if (next.done) return;
-    yield next.value;
+  } finally {
+    // Where it is not read to its end, nobody wants the rest.
+    await iterator.return?.();
   }
 }
 

@@ -7,7 +7,7 @@
 import { z } from "@hono/zod-openapi";
 import { limits } from "../limits.ts";
 import { DISK_NAME_PATTERN, NAME_PATTERN, NAME_RULE } from "../vm/names.ts";
-import { BitmapName, bytes, NewFleecingSchema } from "./schemas.ts";
+import { BitmapName, bytes, canHaveClusters, NewFleecingSchema, NO_CLUSTERS } from "./schemas.ts";
 
 const SECTOR_BYTES = 512;
 const CLUSTER_BYTES_MAX = 2 * 1024 * 1024;
@@ -77,7 +77,11 @@ export const NewDiskResourceSchema = z.strictObject({
   path: z.string().regex(/^\//).max(PATH_CHARACTERS).optional()
     .describe("An image that is there, in a folder that the operator allowed; needs `format`"),
   copyOf: DiskName.optional().describe("A disk to be copied by a job, as it is now"),
-}).refine(({ backing, path, copyOf }) => [backing, path, copyOf].filter(Boolean).length <= 1, {
+}).refine(
+  ({ format, clusterSizeBytes, backing, copyOf }) =>
+    canHaveClusters(format ?? (backing ?? copyOf ? "qcow2" : "raw"), clusterSizeBytes),
+  NO_CLUSTERS,
+).refine(({ backing, path, copyOf }) => [backing, path, copyOf].filter(Boolean).length <= 1, {
   error: "takes one of backing, path and copyOf",
 }).refine(
   ({ sizeBytes, backing, path, copyOf }) => Boolean(sizeBytes ?? backing ?? path ?? copyOf),
@@ -207,7 +211,10 @@ const TargetSchema = z.strictObject({
   format: FormatSchema.default("qcow2"),
   clusterSizeBytes: ClusterSchema.optional(),
   backing: DiskName.optional().describe("The disk that it stands on: the backup before"),
-});
+}).refine(
+  ({ format, clusterSizeBytes }) => canHaveClusters(format, clusterSizeBytes),
+  NO_CLUSTERS,
+);
 const JobFields = {
   id: JobId.optional().describe("Without it: one of the service's"),
   speed: SpeedSchema.default(0).describe("Bytes a second, 0: no limit"),

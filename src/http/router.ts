@@ -232,6 +232,7 @@ export class Router {
           error,
         });
       }
+      leaveBody(request);
       return this.#decorate(request, response);
     }
   }
@@ -244,6 +245,16 @@ export class Router {
     if (!response.headers.has("cache-control")) response.headers.set("cache-control", "no-store");
     return response;
   }
+}
+
+/**
+ * What is left of a body that was not read to its end. The runtime takes no more of it from the
+ * connection while somebody might ask for it, and a client that sends everything before it reads
+ * the answer would wait for ever.
+ */
+function leaveBody({ body }: Request): void {
+  // Whoever read a part of it has given it up by himself.
+  if (body !== null && !body.locked) body.cancel().catch(() => {});
 }
 
 /** A JSON response. */

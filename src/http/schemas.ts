@@ -144,6 +144,25 @@ export const ImageSchema = z.object({
   files: z.partialRecord(z.enum(IMAGE_PARTS), ImageFileSchema),
 }).openapi("Image");
 
+/**
+ * Whether a format has clusters, where their size is given.
+ *
+ * @internal
+ */
+export function canHaveClusters(format: string, clusterSizeBytes: number | undefined): boolean {
+  return clusterSizeBytes === undefined || format === "qcow2";
+}
+
+/**
+ * What is said where it has none.
+ *
+ * @internal
+ */
+export const NO_CLUSTERS = {
+  error: "raw has no clusters: clusterSizeBytes needs format qcow2",
+  path: ["clusterSizeBytes"],
+};
+
 const NewDiskSchema = z.strictObject({
   name: NameSchema,
   sizeBytes: bytes({ minimum: SECTOR_BYTES, maximum: limits.diskMaxBytes, multiple: SECTOR_BYTES })
@@ -162,7 +181,11 @@ const NewDiskSchema = z.strictObject({
 }).refine(({ sizeBytes, backing, disk }) => Boolean(sizeBytes ?? backing ?? disk), {
   error: "needs sizeBytes, backing or disk",
   path: ["sizeBytes"],
-}).openapi("NewDisk");
+}).refine(
+  ({ format, clusterSizeBytes, backing }) =>
+    canHaveClusters(format ?? (backing ? "qcow2" : "raw"), clusterSizeBytes),
+  NO_CLUSTERS,
+).openapi("NewDisk");
 
 const AccelSchema = z.enum(["interpreter", "translator"]).describe(
   "How processors execute: instruction by instruction, or with hot code translated to WebAssembly",

@@ -72,6 +72,11 @@ Deno.test("POST /v1/disks refuses what can't be, and leaves nothing", async () =
     await post({ name: "a", sizeBytes: MiB, clusterSizeBytes: 1000 }),
     "400 invalidRequest",
   );
+  assertEquals(
+    await post({ name: "a", sizeBytes: MiB, clusterSizeBytes: 65536 }),
+    "400 invalidRequest",
+    "raw has no clusters",
+  );
   assertEquals(await post({ name: "a", backing: "b", path: "/c" }), "400 invalidRequest");
   assertEquals(await post({ name: "a", backing: "none" }), "422 badReference");
   assertEquals(await post({ name: "a", copyOf: "none" }), "404 diskNotFound");
@@ -204,6 +209,11 @@ Deno.test("bitmaps are added, steered, merged and removed", async () => {
   assertEquals(await merge([]), "400 invalidRequest");
   assertEquals(await merge([{ disk: "t2:d0", name: "b1" }]), "422 badReference");
   assertEquals((await (await test.fetch("/v1/disks/t1:d0")).json()).bitmaps.length, 2);
+  const { items, nextCursor } = await (await test.fetch(`${path}?limit=1`)).json();
+  assertEquals(items.map(({ name }: { name: string }) => name), ["b0"]);
+  const rest = await (await test.fetch(`${path}?cursor=${nextCursor}`)).json();
+  assertEquals([rest.items.length, rest.nextCursor], [1, null]);
+  assertEquals(await outcome(await test.fetch("/v1/disks/none/bitmaps")), "404 diskNotFound");
   assertEquals(await outcome(await test.send("DELETE", `${path}/b0`)), "204");
   assertEquals(await outcome(await test.send("DELETE", `${path}/b0`)), "404 bitmapNotFound");
   assertEquals(await outcome(await test.fetch(`${path}/b0`)), "404 bitmapNotFound");

@@ -40,6 +40,8 @@ export class FakeStorage implements StorageDriver {
   forbiddenFrom = Number.MAX_SAFE_INTEGER;
   /** Reads of exports and disks that were asked for. */
   readCount = 0;
+  /** Writes to disks fail. */
+  isFull = false;
   readonly ports: MessagePort[] = [];
   /** Discarded ranges, as EXPORT OFFSET+LENGTH. */
   readonly discarded: string[] = [];
@@ -92,7 +94,10 @@ export class FakeStorage implements StorageDriver {
         return {};
       },
       diskRead: (part: Params<"diskRead">) => this.#read(part),
-      diskWrite: () => ({}),
+      diskWrite: () => {
+        if (this.isFull) throw new BlockError("ENOSPC", "No space left on device");
+        return {};
+      },
       diskFlush: () => ({}),
       diskExtents: (part: Params<"diskExtents">) => this.#diskExtents(part),
       jobStart: (request: JobRequest) => this.#startJob(request),

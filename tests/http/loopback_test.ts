@@ -62,6 +62,41 @@ class Peer {
   }
 }
 
+/** Sends a request as a client that reads nothing before all is sent; the answer's first line. */
+async function sendAll(url: string, path: string, byteCount: number): Promise<string> {
+  const { hostname, port } = new URL(url);
+  using connection = await Deno.connect({ hostname, port: Number(port) });
+  const head = `PUT ${path} HTTP/1.1\r\nHost: ${hostname}:${port}\r\n` +
+    `Content-Length: ${byteCount}\r\nConnection: close\r\n\r\n`;
+  const writer = connection.writable.getWriter();
+  await writer.write(new TextEncoder().encode(head));
+  const piece = new Uint8Array(65536);
+  for (let sent = 0; sent < byteCount; sent += piece.length) {
+    await writer.write(piece.subarray(0, byteCount - sent));
+  }
+  writer.releaseLock();
+  const answer = await new Response(connection.readable).text();
+  return answer.slice(0, answer.indexOf("\r\n"));
+}
+
+Deno.test("an upload that fails is answered also to who sends all of it before he reads", async (t) => {
+  await using test = await openServer();
+  const bytes = 32 * 1024 * 1024;
+  await test.call("POST", "/v1/disks", { name: "d1", sizeBytes: bytes });
+  const send = (path: string, byteCount = bytes) => sendAll(test.server.url, path, byteCount);
+  await t.step("before anything was read", async () => {
+    assertMatch(await send("/v1/disks/none/content"), / 404 /);
+    assertMatch(await send("/v1/nothing"), / 404 /);
+    assertMatch(await send("/v1/disks/d1/content", bytes + 512), / 413 /);
+  });
+  await t.step("in the middle", async () => {
+    assertMatch(await send("/v1/disks/d1/content"), / 204 /);
+    const storage = test.storages.at(-1);
+    if (storage !== undefined) storage.isFull = true;
+    assertMatch(await send("/v1/disks/d1/content"), / 507 /);
+  });
+});
+
 Deno.test("the console's WebSocket carries both ways, beginning with what was before", async () => {
   await using test = await openServer();
   await test.call("POST", "/v1/vms", { name: "t1", image: "demo" });

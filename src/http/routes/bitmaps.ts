@@ -3,9 +3,17 @@
 import type { BitmapChange, DirtyBitmapInfo } from "../../machine/messages.ts";
 import { ServiceError } from "../../vm/errors.ts";
 import type { Service } from "../../vm/service.ts";
-import { BitmapParams, BitmapSchema, MergeBitmapSchema, NewBitmapSchema } from "../disk_schemas.ts";
+import {
+  BitmapParams,
+  BitmapSchema,
+  DiskParams,
+  MergeBitmapSchema,
+  NewBitmapSchema,
+} from "../disk_schemas.ts";
+import { readPage } from "../page.ts";
 import type { ProblemCode } from "../problem.ts";
 import { json, noContent, type Router } from "../router.ts";
+import { pageOf, PageQuery } from "../schemas.ts";
 import { describeBitmap, explainBitmap } from "./disks.ts";
 
 const tag = "Bitmaps";
@@ -29,9 +37,31 @@ const REQUESTS = {
 
 /** Adds the routes. */
 export function addBitmapRoutes(router: Router, service: Service): void {
+  addList(router, service);
   addMakeAndRemove(router, service);
   addRequests(router, service);
   addMerge(router, service);
+}
+
+function addList(router: Router, service: Service): void {
+  router.add({
+    method: "get",
+    path: "/v1/disks/{disk}/bitmaps",
+    tag,
+    summary: "List a disk's bitmaps",
+    params: DiskParams,
+    query: PageQuery,
+    answers: [{ status: 200, description: "By name", body: pageOf(BitmapSchema) }],
+    problems: ["diskNotFound", "deviceBusy", "wrongState", "stopping"],
+  }, async ({ params, query }) => {
+    const bitmaps = await bitmapsOf(service, params.disk);
+    bitmaps.sort((a, b) => a.name < b.name ? -1 : 1);
+    return json(readPage(query, {
+      list: ({ after, limit }) => bitmaps.filter(({ name }) => name > after).slice(0, limit),
+      nameOf: ({ name }) => name,
+      describe: describeBitmap,
+    }));
+  });
 }
 
 function addMakeAndRemove(router: Router, service: Service): void {
@@ -159,9 +189,13 @@ async function find(
   service: Service,
   { disk, bitmap }: { disk: string; bitmap: string },
 ): Promise<DirtyBitmapInfo | undefined> {
+  return (await bitmapsOf(service, disk)).find(({ name }) => name === bitmap);
+}
+
+async function bitmapsOf(service: Service, disk: string): Promise<DirtyBitmapInfo[]> {
   const { bitmaps } = await service.disks.use(
     disk,
     (driver, own) => driver.call("diskInfo", { disk: own }),
   );
-  return bitmaps.find(({ name }) => name === bitmap);
+  return [...bitmaps];
 }
