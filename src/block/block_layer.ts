@@ -24,12 +24,15 @@ export class BlockLayer {
   /** For timeouts and speed limits. */
   readonly clock: Clock;
 
-  /** An empty one. `clock`: the machine's unless given. `graph`: a new one unless given. */
-  constructor(kernels: Kernels, options: { clock?: Clock; graph?: BlockGraph } = {}) {
+  /** An empty one. `clock`: the machine's unless given. The others: new ones unless given. */
+  constructor(
+    kernels: Kernels,
+    options: { clock?: Clock; graph?: BlockGraph; bitmaps?: DirtyBitmaps } = {},
+  ) {
     this.kernels = kernels;
     this.clock = options.clock ?? systemClock;
     this.graph = options.graph ?? new BlockGraph();
-    this.bitmaps = new DirtyBitmaps(kernels);
+    this.bitmaps = options.bitmaps ?? new DirtyBitmaps(kernels);
     this.jobs = new Jobs(this.graph, this.clock);
   }
 

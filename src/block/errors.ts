@@ -70,3 +70,22 @@ const SYSTEM_CODES: Record<string, string> = { "27": "EFBIG", "95": "EOPNOTSUPP"
 function systemCode(message: string): string | undefined {
   return SYSTEM_CODES[/\(os error (\d+)\)$/.exec(message)?.[1] ?? ""];
 }
+
+const ERROR_TEXTS: Record<BlockErrorCode, string> = {
+  EACCES: "Permission denied",
+  EBUSY: "Device or resource busy",
+  EFBIG: "File too large",
+  EINVAL: "Invalid argument",
+  EIO: "Input/output error",
+  ENOENT: "No such file or directory",
+  ENOSPC: "No space left on device",
+  ENOTSUP: "Operation not supported",
+  EPERM: "Operation not permitted",
+  ESHUTDOWN: "Cannot send after transport endpoint shutdown",
+  ETIMEDOUT: "Connection timed out",
+};
+
+/** The C library's text for an error: what QEMU shows of a request that failed. */
+export function errorText(code: BlockErrorCode): string {
+  return ERROR_TEXTS[code];
+}

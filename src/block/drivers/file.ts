@@ -2,7 +2,7 @@
  * A disk in a regular file, by synchronous positional I/O: ten to forty times cheaper on this
  * runtime than asynchronous, straight between the request's buffers and the page cache. It belongs
  * into a worker of its own. A flush of much data or on a slow medium is the exception: it runs
- * beside; and so do large requests where that was asked for.
+ * beside.
  *
  * With libc (libc.ts: permission `--allow-ffi`) discards punch holes, zeroes are cheap, holes are
  * found, and scattered buffers of shared memory move in one call. Without it zeroes are written,
@@ -36,8 +36,6 @@ import type { OpenFile } from "./open_file.ts";
 const SYNCHRONOUS_FLUSH_BYTES = 1024 * 1024;
 /** ... and only while the last one took no longer than this. */
 const SYNCHRONOUS_FLUSH_MS = 2;
-/** What takes less time than handing it to another thread is done within the call in any case. */
-const THREADED_BYTES_MIN = 128 * 1024;
 
 /** What `FileNode.open` takes. */
 export interface FileNodeOptions extends DiskFileOptions {
@@ -49,11 +47,6 @@ export interface FileNodeOptions extends DiskFileOptions {
   isUnlocked?: boolean;
   /** Nobody needs the content after this node: flushes, also the one of a close, do nothing. */
   isTemporary?: boolean;
-  /**
-   * Large requests run on other threads: several at a time, and beside whatever the caller does.
-   * Without libc they don't. Costs more processor time; false unless given.
-   */
-  isThreaded?: boolean;
   /** What times flushes; the system's unless given. */
   clock?: Clock;
 }
@@ -77,7 +70,6 @@ export class FileNode extends BlockNode {
   #resources: FileResources;
   readonly #clock: Clock;
   readonly #isTemporary: boolean;
-  readonly #isThreaded: boolean;
 
   /** A run known to hold data: finding its end again can be slow (tmpfs looks at every page). */
   #dataStart = 0;
@@ -106,7 +98,6 @@ export class FileNode extends BlockNode {
     this.#resources = resources;
     this.#clock = options.clock ?? systemClock;
     this.#isTemporary = options.isTemporary ?? false;
-    this.#isThreaded = (options.isThreaded ?? false) && resources.opened.file.libc !== null;
     [this.#canPunch, this.#canZeroRange] = this.#abilities(options.isReadOnly);
   }
 
@@ -131,11 +122,8 @@ export class FileNode extends BlockNode {
     }
   }
 
-  /** Within the call, or aside: see FileNodeOptions.isThreaded. */
-  protected override doRead(offset: number, target: IoVector): MaybePromise<void> {
-    if (this.#isThreaded && target.length >= THREADED_BYTES_MIN) {
-      return this.#readAside(offset, target);
-    }
+  /** Within the call. */
+  protected override doRead(offset: number, target: IoVector): void {
     let count: number;
     try {
       count = this.#file.read(offset, target);
@@ -145,16 +133,9 @@ export class FileNode extends BlockNode {
     if (count < target.length) throw this.#endsBefore();
   }
 
-  /** Within the call, or aside: see FileNodeOptions.isThreaded. */
-  protected override doWrite(
-    offset: number,
-    source: IoVector,
-    _flags: number,
-  ): MaybePromise<void> {
+  /** Within the call. */
+  protected override doWrite(offset: number, source: IoVector, _flags: number): void {
     this.#unflushedBytes += source.length;
-    if (this.#isThreaded && source.length >= THREADED_BYTES_MIN) {
-      return this.#writeAside(offset, source);
-    }
     try {
       this.#file.write(offset, source);
     } catch (error) {
@@ -385,24 +366,6 @@ export class FileNode extends BlockNode {
     this.#file.close();
     this.#resources.lock.end();
     this.#resources.binding?.close();
-  }
-
-  async #readAside(offset: number, target: IoVector): Promise<void> {
-    let count: number;
-    try {
-      count = await this.#file.readAside(offset, target);
-    } catch (error) {
-      throw toBlockError(error);
-    }
-    if (count < target.length) throw this.#endsBefore();
-  }
-
-  async #writeAside(offset: number, source: IoVector): Promise<void> {
-    try {
-      await this.#file.writeAside(offset, source);
-    } catch (error) {
-      throw toBlockError(error);
-    }
   }
 
   #endsBefore(): BlockError {

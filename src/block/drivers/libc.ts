@@ -1,7 +1,7 @@
 /**
  * Files by libc: what the runtime's file API lacks (holes, zeroed ranges, image locks, vectored I/O
- * into shared memory in one call, large requests on other threads), and what would take longer to
- * load than to do there. Needs the permission `--allow-ffi`, 64-bit Linux and glibc.
+ * into shared memory in one call), and what would take longer to load than to do there. Needs the
+ * permission `--allow-ffi`, 64-bit Linux and glibc.
  *
  * A call says that it did not do its work, or not all of it; `lastError` then has the reason.
  *
@@ -49,8 +49,6 @@ const SYMBOLS = {
 
 /** Those that run on threads of the runtime's. Opened by the first that is called. */
 const SYMBOLS_ASIDE = {
-  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize", nonblocking: true },
-  pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize", nonblocking: true },
   fdatasync: { parameters: ["i32"], result: "i32", nonblocking: true },
 } as const;
 
@@ -255,20 +253,6 @@ export class LibC {
   writeOne(fd: number, buffer: Uint8Array, offset: number): number {
     const { pwrite } = this.#library.symbols;
     return Number(pwrite(fd, toView(buffer), BigInt(buffer.length), BigInt(offset)));
-  }
-
-  /** As `read`, into one buffer on another thread. The caller keeps the buffer until then. */
-  async readAside(fd: number, buffer: Uint8Array, offset: number): Promise<number> {
-    const { pread } = this.#symbolsAside();
-    const count = await pread(fd, toView(buffer), BigInt(buffer.length), BigInt(offset));
-    return Math.max(Number(count), 0);
-  }
-
-  /** As `write`, from one buffer on another thread. The caller keeps the buffer until then. */
-  async writeAside(fd: number, buffer: Uint8Array, offset: number): Promise<number> {
-    const { pwrite } = this.#symbolsAside();
-    const count = await pwrite(fd, toView(buffer), BigInt(buffer.length), BigInt(offset));
-    return Math.max(Number(count), 0);
   }
 
   /** Frees a range: it reads as zeroes. Whether that worked. */

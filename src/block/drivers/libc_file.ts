@@ -27,28 +27,9 @@ export class LibcFile implements OpenFile {
     return done + this.#readRest(offset + done, target.slice(done, target.length - done));
   }
 
-  /** See OpenFile. Several buffers are read within the call. */
-  async readAside(offset: number, target: IoVector): Promise<number> {
-    const [only] = target.buffers;
-    if (only === undefined || target.buffers.length > 1) return this.read(offset, target);
-    const done = await this.libc.readAside(this.fd, only, offset);
-    if (done === target.length) return done;
-    return done + this.#readRest(offset + done, target.slice(done, target.length - done));
-  }
-
   /** See OpenFile. */
   write(offset: number, source: IoVector): void {
     const done = this.libc.write(this.fd, source.buffers, offset);
-    if (done < source.length) {
-      this.#writeRest(offset + done, source.slice(done, source.length - done));
-    }
-  }
-
-  /** See OpenFile. Several buffers are written within the call. */
-  async writeAside(offset: number, source: IoVector): Promise<void> {
-    const [only] = source.buffers;
-    if (only === undefined || source.buffers.length > 1) return this.write(offset, source);
-    const done = await this.libc.writeAside(this.fd, only, offset);
     if (done < source.length) {
       this.#writeRest(offset + done, source.slice(done, source.length - done));
     }

@@ -45,11 +45,6 @@ export class NodeFile implements OpenFile {
     return total;
   }
 
-  /** Within the call: the runtime's own way is slower by far than what it would run beside. */
-  async readAside(offset: number, target: IoVector): Promise<number> {
-    return await this.read(offset, target);
-  }
-
   /** See OpenFile. */
   write(offset: number, source: IoVector): void {
     for (const buffer of source.buffers) {
@@ -61,11 +56,6 @@ export class NodeFile implements OpenFile {
       }
       offset += buffer.length;
     }
-  }
-
-  /** Within the call: see readAside. */
-  async writeAside(offset: number, source: IoVector): Promise<void> {
-    await this.write(offset, source);
   }
 
   /** See OpenFile. */

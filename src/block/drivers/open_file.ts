@@ -40,17 +40,13 @@ export interface OpenFile {
   readonly libc: LibC | null;
   /** Fills `target`, and says how far: less than all of it only where the file ends. */
   read(offset: number, target: IoVector): number;
-  /** The same on another thread: what is done meanwhile goes on. */
-  readAside(offset: number, target: IoVector): Promise<number>;
   /** Writes all of `source`. */
   write(offset: number, source: IoVector): void;
-  /** The same on another thread. */
-  writeAside(offset: number, source: IoVector): Promise<void>;
   /** Cuts it off, or makes it longer by zeroes. */
   truncate(sizeBytes: number): void;
   /** fdatasync(2). */
   flush(): void;
-  /** The same on another thread. */
+  /** The same on another thread: what is done meanwhile goes on. */
   flushAside(): Promise<void>;
   /** What it is and takes now. */
   stat(): FileStat;

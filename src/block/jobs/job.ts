@@ -21,7 +21,7 @@
 
 import { assert } from "../assert.ts";
 import type { BlockBackend } from "../backend.ts";
-import { BlockError } from "../errors.ts";
+import { BlockError, errorText } from "../errors.ts";
 import type { BlockGraph } from "../graph.ts";
 import type { BlockNode } from "../node.ts";
 import type { MaybePromise } from "../types.ts";
@@ -33,7 +33,6 @@ import {
   type BlockJobEventData,
   type BlockJobInfo,
   type ErrorAction,
-  errorText,
   type IoStatus,
   type JobInfo,
   type JobStatus,

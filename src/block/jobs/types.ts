@@ -5,8 +5,6 @@
  * @module
  */
 
-import type { BlockErrorCode } from "../errors.ts";
-
 /** What a job does. */
 export type JobType = "backup" | "mirror" | "commit" | "stream" | "create";
 
@@ -142,23 +140,4 @@ export interface BlockJobInfo {
   error?: string;
   /** Of a mirror: writes go to both sides now. */
   activelySynced?: boolean;
-}
-
-const ERROR_TEXTS: Record<BlockErrorCode, string> = {
-  EACCES: "Permission denied",
-  EBUSY: "Device or resource busy",
-  EFBIG: "File too large",
-  EINVAL: "Invalid argument",
-  EIO: "Input/output error",
-  ENOENT: "No such file or directory",
-  ENOSPC: "No space left on device",
-  ENOTSUP: "Operation not supported",
-  EPERM: "Operation not permitted",
-  ESHUTDOWN: "Cannot send after transport endpoint shutdown",
-  ETIMEDOUT: "Connection timed out",
-};
-
-/** The C library's text for an error: what QEMU shows of a request that failed. */
-export function errorText(code: BlockErrorCode): string {
-  return ERROR_TEXTS[code];
 }

@@ -7,11 +7,7 @@
  */
 
 import type { BlockErrorCode } from "../errors.ts";
-import {
-  FaultInjectionNode,
-  type FaultOperation,
-  type FaultRule,
-} from "../filters/fault_injection.ts";
+import type { FaultOperation, FaultRule } from "../filters/fault_injection.ts";
 import type { BlockdevTypes } from "./blockdev.ts";
 import type { BlockDriver } from "./context.ts";
 import {
@@ -93,6 +89,7 @@ export const blkdebugDriver: BlockDriver = {
     if (parsed.config !== undefined) throw inputError("'config' is not supported");
     const rules = (parsed["inject-error"] ?? []).map(faultRule);
     const file = await child(parsed.image);
+    const { FaultInjectionNode } = await load();
     return new FaultInjectionNode({
       nodeName,
       driver: "blkdebug",
@@ -102,6 +99,12 @@ export const blkdebugDriver: BlockDriver = {
     });
   },
 };
+
+/** Imports the filter when it is first used: see `load` in drivers.ts. */
+async function load(): Promise<typeof import("../filters/fault_injection.ts")> {
+  const specifier = "../filters/fault_injection.ts";
+  return await import(specifier);
+}
 
 function faultRule(rule: Parsed<typeof injectErrorFields>): FaultRule {
   if ((rule.state ?? 0) > 1) throw inputError("blkdebug's states are not supported");

@@ -9,11 +9,7 @@ import { BlockError } from "../errors.ts";
 import { isPowerOfTwo } from "../bitmap.ts";
 import { DirtyBitmaps } from "../dirty_bitmap.ts";
 import { FileNode } from "../drivers/file.ts";
-import { NullCoNode } from "../drivers/null_co.ts";
 import { RawNode } from "../drivers/raw.ts";
-import { CopyBeforeWriteNode } from "../filters/copy_before_write.ts";
-import { SnapshotAccessNode } from "../filters/snapshot_access.ts";
-import { ThrottleNode } from "../filters/throttle.ts";
 import type { BlockNode } from "../node.ts";
 import type { Kernels } from "../../wasm/kernels.ts";
 import { blkdebugDriver } from "./blkdebug_driver.ts";
@@ -34,6 +30,14 @@ import {
   uint32,
   uint64,
 } from "./qapi.ts";
+
+/**
+ * Imports the module of a driver when its first node is opened. Of an import with a literal the
+ * runtime would read all modules below before it starts.
+ */
+async function load<Module>(specifier: `../${string}.ts`): Promise<Module> {
+  return await import(specifier);
+}
 
 /** The table of the drivers here and of `others`. */
 export function createDriverTable(others: readonly BlockDriver[] = []): DriverTable {
@@ -145,10 +149,13 @@ const NULL_CO_BYTES = 1024 ** 3;
 const nullCoDriver: BlockDriver = {
   name: "null-co",
   fields: () => nullCoFields,
-  open: ({ nodeName, options, common, context }) => {
+  open: async ({ nodeName, options, common, context }) => {
     const parsed = options as Parsed<typeof nullCoFields>;
     const size = parsed.size ?? NULL_CO_BYTES;
     if (size < 0) throw inputError(`Invalid size ${size}`);
+    const { NullCoNode } = await load<typeof import("../drivers/null_co.ts")>(
+      "../drivers/null_co.ts",
+    );
     return new NullCoNode({
       nodeName,
       sizeBytes: size,
@@ -174,6 +181,9 @@ const throttleDriver: BlockDriver = {
     const file = await openFile(request);
     const group = request.context.throttleGroup(name);
     if (group === undefined) throw inputError(`Throttle group '${name}' does not exist`);
+    const { ThrottleNode } = await load<typeof import("../filters/throttle.ts")>(
+      "../filters/throttle.ts",
+    );
     return new ThrottleNode({ nodeName: request.nodeName, file, group });
   },
 };
@@ -202,6 +212,9 @@ const copyBeforeWriteDriver: BlockDriver = {
     if (minClusterSize !== 0 && !isPowerOfTwo(minClusterSize)) {
       throw inputError("Cannot create block-copy-state: min-cluster-size needs to be a power of 2");
     }
+    const { CopyBeforeWriteNode } = await load<
+      typeof import("../filters/copy_before_write.ts")
+    >("../filters/copy_before_write.ts");
     return new CopyBeforeWriteNode({
       nodeName,
       file,
@@ -234,6 +247,9 @@ const snapshotAccessDriver: BlockDriver = {
   fields: fileChild,
   open: async (request) => {
     const file = await openFile(request);
+    const { SnapshotAccessNode } = await load<
+      typeof import("../filters/snapshot_access.ts")
+    >("../filters/snapshot_access.ts");
     return new SnapshotAccessNode({ nodeName: request.nodeName, file });
   },
 };

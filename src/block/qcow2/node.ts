@@ -22,7 +22,6 @@ import { andThen } from "../maybe_promise.ts";
 import { runSteps, settle, type Steps } from "../steps.ts";
 import { type BlockStatus, type MaybePromise, REQ_WRITE_COMPRESSED } from "../types.ts";
 import { Qcow2Bitmaps } from "./bitmaps.ts";
-import { checkQcow2 } from "./check.ts";
 import { type Compressor, directCompressors } from "./compress.ts";
 import {
   AUTOCLEAR_MASK,
@@ -130,6 +129,7 @@ export class Qcow2Node extends BlockNode {
       throw new BlockError("EPERM", "qcow2: Image is corrupt; cannot be opened read/write");
     }
     if (!isReadOnly && (opened.header.incompatibleFeatures & INCOMPAT_DIRTY) !== 0n) {
+      const { checkQcow2 } = yield* settle(loadCheck());
       const { corruptions, checkErrors } = yield* settle(checkQcow2(file, { repair: "all" }));
       if (corruptions > 0 || checkErrors > 0) {
         throw new BlockError("EIO", "Could not repair dirty image");
@@ -343,6 +343,12 @@ export class Qcow2Node extends BlockNode {
       if (!this.#image.isCorrupt) throw error;
     }
   }
+}
+
+/** Hardly an image needs a check when it is opened: its modules are read for those alone. */
+async function loadCheck(): Promise<typeof import("./check.ts")> {
+  const specifier = "./check.ts";
+  return await import(specifier);
 }
 
 /** Reads and parses the header of an image. */

@@ -63,7 +63,7 @@ export const command: ImgCommand = {
       for (const option of args.options) {
         if (!OPERATIONS.includes(option.name)) continue;
         const change = { name, granularity, source, sourceName: option.value };
-        await apply(session.block.bitmaps, target, { operation: option.name, ...change });
+        await apply(session.bitmaps, target, { operation: option.name, ...change });
       }
     });
     return 0;

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { BlockLayer } from "../../block/block_layer.ts";
 import { backingOf, chainOf, protocolNode, unfiltered } from "../../block/image/chain.ts";
 import { resolveBeside } from "../../block/image/names.ts";
 import { startCommit } from "../../block/jobs/commit.ts";
@@ -108,12 +109,14 @@ async function commit(
   let timer: ReturnType<typeof setInterval> | undefined;
   let isDone = false;
   try {
-    const { jobs } = session.block;
+    const { graph, bitmaps, context } = session;
+    const block = new BlockLayer(context.kernels, { graph, bitmaps });
+    const { jobs } = block;
     const ready = Promise.withResolvers<void>();
     const forget = jobs.onEvent(({ event }) => {
       if (event === "BLOCK_JOB_READY") ready.resolve();
     });
-    const job = await startCommit(session.block, {
+    const job = await startCommit(block, {
       jobId: "commit",
       device: image.node,
       base,
@@ -127,6 +130,7 @@ async function commit(
     // What is ready has nothing more to wait for: nobody writes meanwhile.
     if (job.isReady) job.complete();
     await job.whenConcluded();
+    await jobs.close();
     if (job.hasFailed) {
       throw new ImgError(job.error ?? errorMessage(job.failure), 1, { cause: job.failure });
     }

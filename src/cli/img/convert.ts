@@ -45,7 +45,7 @@ async function convert(
   using _signals = watchSignals(made, output);
   try {
     await ImgSession.run(async (session) => {
-      const { bitmaps } = session.block;
+      const { bitmaps } = session;
       const sources = await openSources(session, settings);
       if (settings.copiesBitmaps) {
         const skipsBroken = settings.skipsBrokenBitmaps;

@@ -136,7 +136,7 @@ function copy(
       output.printError(`ovis img: ${input}: cannot skip to specified offset\n`);
       return;
     }
-    const { graph } = session.block;
+    const { graph } = session;
     const sizeBytes = Math.min(length, source.node.sizeBytes - start);
     const part = graph.add(
       new RawNode({ nodeName: "", file: source.node, offset: start, sizeBytes, isReadOnly: true }),

@@ -63,7 +63,7 @@ export const command: ImgCommand = {
         );
         return 1;
       }
-      await resizeImage(session.block.graph, image.node, { sizeBytes, preallocation })
+      await resizeImage(session.graph, image.node, { sizeBytes, preallocation })
         .catch((error) => {
           throw new ImgError(errorMessage(error), 1, { cause: error });
         });

@@ -5,11 +5,12 @@
  * @module
  */
 
-import { BlockLayer } from "../../block/block_layer.ts";
-import { BlockError, toBlockError } from "../../block/errors.ts";
+import { DirtyBitmaps } from "../../block/dirty_bitmap.ts";
+import { LibC } from "../../block/drivers/libc.ts";
+import { BlockError, errorText, toBlockError } from "../../block/errors.ts";
+import { BlockGraph } from "../../block/graph.ts";
 import { unfiltered } from "../../block/image/chain.ts";
 import { CompressorPool } from "../../block/image/compressor_pool.ts";
-import { errorText } from "../../block/jobs/types.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { OpenContext } from "../../block/open/context.ts";
 import { createDriverTable } from "../../block/open/drivers.ts";
@@ -110,23 +111,27 @@ export function parseCacheMode(name: string, message = `Invalid cache option: ${
   return mode;
 }
 
-/** The block layer of one command. */
+/** The block nodes of one command. */
 export class ImgSession {
-  /** Nodes, bitmaps, jobs. */
-  readonly block: BlockLayer;
+  /** The nodes. */
+  readonly graph = new BlockGraph();
+  /** Their dirty bitmaps. */
+  readonly bitmaps: DirtyBitmaps;
   /** For openings. */
   readonly context: OpenContext;
 
   readonly #compressors = new CompressorPool();
+  /** Held open, or every file that is the only one would load it again: 4 ms each time. */
+  readonly #libc = LibC.open();
 
-  private constructor(block: BlockLayer) {
-    this.block = block;
+  private constructor(kernels: Kernels) {
+    this.bitmaps = new DirtyBitmaps(kernels);
     this.context = {
       drivers: createDriverTable([createNbdDriver()]),
       // Whoever runs the command may open what its user may.
       mayOpen: () => true,
-      kernels: block.kernels,
-      bitmaps: block.bitmaps,
+      kernels,
+      bitmaps: this.bitmaps,
       throttleGroup: () => undefined,
       opened: new WeakMap(),
       ...(CompressorPool.isWorthwhile
@@ -141,7 +146,7 @@ export class ImgSession {
    */
   static async run<T>(action: (session: ImgSession) => Promise<T>): Promise<T> {
     const kernels = new Kernels(await compileKernels());
-    const session = new ImgSession(new BlockLayer(kernels));
+    const session = new ImgSession(kernels);
     let result: T;
     try {
       result = await action(session);
@@ -192,7 +197,7 @@ export class ImgSession {
       file["read-only"] = isImageOpts ? (isWritable ? "off" : "on") : !isWritable;
       if (forceShare) file["force-share"] = isImageOpts ? "on" : true;
       const blockdev = parseBlockdev(file, this.context, { isKeyval: isImageOpts });
-      const node = await openNode(this.block.graph, blockdev, this.context);
+      const node = await openNode(this.graph, blockdev, this.context);
       const named = options.format ??
         (inner !== undefined && typeof driver === "string" ? driver : null);
       return { file: node, format: named ?? await probeNode(node, this.context) };
@@ -203,13 +208,14 @@ export class ImgSession {
 
   /** Takes an image out again. What it holds is written. */
   async close(image: Image): Promise<void> {
-    await this.block.graph.remove(image.node.nodeName);
+    await this.graph.remove(image.node.nodeName);
   }
 
   async #close(): Promise<void> {
     try {
-      await this.block.close();
+      await this.graph.close();
     } finally {
+      if (this.#libc instanceof LibC) this.#libc.close();
       this.#compressors.close();
     }
   }
@@ -223,7 +229,7 @@ export class ImgSession {
     },
   ): Promise<Image> {
     const { format } = options;
-    const opened = await openImage(this.block.graph, filename, {
+    const opened = await openImage(this.graph, filename, {
       isReadOnly: !(options.isWritable ?? false),
       forceShare: options.forceShare ?? false,
       discard: options.discard ?? "unmap",
@@ -236,7 +242,6 @@ export class ImgSession {
   }
 
   async #openOptions(text: string, options: OpenOptions): Promise<Image> {
-    const { graph } = this.block;
     const input = parseKeyval(text, null);
     if (input["driver"] === undefined) {
       const { file, ...formatOptions } = input;
@@ -248,7 +253,7 @@ export class ImgSession {
     if (options.forceShare) input["force-share"] = "on";
     if (options.cache?.ignoresFlush) input["cache"] ??= { "no-flush": "on" };
     const blockdev = parseBlockdev(input, this.context, { isKeyval: true });
-    const node = await openNode(graph, blockdev, this.context);
+    const node = await openNode(this.graph, blockdev, this.context);
     return { name: text, node, format: unfiltered(node).driver, isProbed: false };
   }
 }
