@@ -89,7 +89,7 @@ export const blkdebugDriver: BlockDriver = {
     if (parsed.config !== undefined) throw inputError("'config' is not supported");
     const rules = (parsed["inject-error"] ?? []).map(faultRule);
     const file = await child(parsed.image);
-    const { FaultInjectionNode } = await load();
+    const { FaultInjectionNode } = await import("../filters/fault_injection.ts");
     return new FaultInjectionNode({
       nodeName,
       driver: "blkdebug",
@@ -99,12 +99,6 @@ export const blkdebugDriver: BlockDriver = {
     });
   },
 };
-
-/** Imports the filter when it is first used: see `load` in drivers.ts. */
-async function load(): Promise<typeof import("../filters/fault_injection.ts")> {
-  const specifier = "../filters/fault_injection.ts";
-  return await import(specifier);
-}
 
 function faultRule(rule: Parsed<typeof injectErrorFields>): FaultRule {
   if ((rule.state ?? 0) > 1) throw inputError("blkdebug's states are not supported");

@@ -31,14 +31,6 @@ import {
   uint64,
 } from "./qapi.ts";
 
-/**
- * Imports the module of a driver when its first node is opened. Of an import with a literal the
- * runtime would read all modules below before it starts.
- */
-async function load<Module>(specifier: `../${string}.ts`): Promise<Module> {
-  return await import(specifier);
-}
-
 /** The table of the drivers here and of `others`. */
 export function createDriverTable(others: readonly BlockDriver[] = []): DriverTable {
   const drivers = [
@@ -153,9 +145,7 @@ const nullCoDriver: BlockDriver = {
     const parsed = options as Parsed<typeof nullCoFields>;
     const size = parsed.size ?? NULL_CO_BYTES;
     if (size < 0) throw inputError(`Invalid size ${size}`);
-    const { NullCoNode } = await load<typeof import("../drivers/null_co.ts")>(
-      "../drivers/null_co.ts",
-    );
+    const { NullCoNode } = await import("../drivers/null_co.ts");
     return new NullCoNode({
       nodeName,
       sizeBytes: size,
@@ -181,9 +171,7 @@ const throttleDriver: BlockDriver = {
     const file = await openFile(request);
     const group = request.context.throttleGroup(name);
     if (group === undefined) throw inputError(`Throttle group '${name}' does not exist`);
-    const { ThrottleNode } = await load<typeof import("../filters/throttle.ts")>(
-      "../filters/throttle.ts",
-    );
+    const { ThrottleNode } = await import("../filters/throttle.ts");
     return new ThrottleNode({ nodeName: request.nodeName, file, group });
   },
 };
@@ -212,9 +200,7 @@ const copyBeforeWriteDriver: BlockDriver = {
     if (minClusterSize !== 0 && !isPowerOfTwo(minClusterSize)) {
       throw inputError("Cannot create block-copy-state: min-cluster-size needs to be a power of 2");
     }
-    const { CopyBeforeWriteNode } = await load<
-      typeof import("../filters/copy_before_write.ts")
-    >("../filters/copy_before_write.ts");
+    const { CopyBeforeWriteNode } = await import("../filters/copy_before_write.ts");
     return new CopyBeforeWriteNode({
       nodeName,
       file,
@@ -247,9 +233,7 @@ const snapshotAccessDriver: BlockDriver = {
   fields: fileChild,
   open: async (request) => {
     const file = await openFile(request);
-    const { SnapshotAccessNode } = await load<
-      typeof import("../filters/snapshot_access.ts")
-    >("../filters/snapshot_access.ts");
+    const { SnapshotAccessNode } = await import("../filters/snapshot_access.ts");
     return new SnapshotAccessNode({ nodeName: request.nodeName, file });
   },
 };

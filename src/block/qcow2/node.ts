@@ -129,7 +129,8 @@ export class Qcow2Node extends BlockNode {
       throw new BlockError("EPERM", "qcow2: Image is corrupt; cannot be opened read/write");
     }
     if (!isReadOnly && (opened.header.incompatibleFeatures & INCOMPAT_DIRTY) !== 0n) {
-      const { checkQcow2 } = yield* settle(loadCheck());
+      // Hardly an image needs it when it is opened.
+      const { checkQcow2 } = yield* settle(import("./check.ts"));
       const { corruptions, checkErrors } = yield* settle(checkQcow2(file, { repair: "all" }));
       if (corruptions > 0 || checkErrors > 0) {
         throw new BlockError("EIO", "Could not repair dirty image");
@@ -343,12 +344,6 @@ export class Qcow2Node extends BlockNode {
       if (!this.#image.isCorrupt) throw error;
     }
   }
-}
-
-/** Hardly an image needs a check when it is opened: its modules are read for those alone. */
-async function loadCheck(): Promise<typeof import("./check.ts")> {
-  const specifier = "./check.ts";
-  return await import(specifier);
 }
 
 /** Reads and parses the header of an image. */
