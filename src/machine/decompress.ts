@@ -4,10 +4,6 @@
  * @module
  */
 
-import { gunzipSync, zstdDecompressSync } from "node:zlib";
-// A CommonJS bundle whose names this runtime cannot see: taken from its default export.
-import xz from "xz-decompress";
-
 /** What is known by its first bytes. */
 export type Compression = "gzip" | "zstd" | "xz";
 
@@ -40,6 +36,8 @@ export async function decompress(
   const { compression, maxBytes } = options;
   if (compression === "xz") return await decompressXz(bytes, maxBytes);
   if (compression === "zstd") requireWholeZstd(bytes);
+  // Loaded for what is compressed alone, as the decoder of xz is.
+  const { gunzipSync, zstdDecompressSync } = globalThis.process.getBuiltinModule("node:zlib");
   const expand = compression === "gzip" ? gunzipSync : zstdDecompressSync;
   try {
     return expand(bytes, { maxOutputLength: maxBytes });
@@ -92,6 +90,8 @@ async function decompressXz(
   const chunks: Uint8Array[] = [];
   let length = 0;
   const source = new Blob([bytes]).stream();
+  // A CommonJS bundle whose names this runtime cannot see: taken from its default export.
+  const { default: xz } = await import("xz-decompress");
   for await (const chunk of new xz.XzReadableStream(source)) {
     length += chunk.length;
     if (length > maxBytes) throw tooLarge(maxBytes);

@@ -4,13 +4,11 @@
  * @module
  */
 
-import { setImmediate } from "node:timers";
-
 /**
  * Resolves after everything else that is ready had its turn. About 2 us, where a timer takes 2 ms.
  */
 export function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
+  return new Promise((resolve) => globalThis.setImmediate(resolve));
 }
 
 const NOTHING = new Uint8Array(0);

@@ -6,15 +6,21 @@
  * is another name of that one's socket: the worker may listen nowhere else. Files are opened, and
  * names made, where the worker may.
  *
+ * QEMU's commands take memory, 6 MB of it: they are loaded for the first client. Until then there
+ * is nobody whom events could be told.
+ *
  * @module
  */
 
 import type { BlockLayer } from "../block/block_layer.ts";
 import { BlockError } from "../block/errors.ts";
+import type { ByteStream } from "../nbd/byte_stream.ts";
 import { PortStream } from "../nbd/transports/port.ts";
+import type { StreamListener } from "../nbd/transports/tcp.ts";
+import { listenUnix } from "../nbd/transports/unix.ts";
 import type { QmpMachine, QmpRunState } from "../qmp/machine.ts";
-import { Monitor } from "../qmp/monitor.ts";
-import { QmpServer } from "../qmp/server.ts";
+import type { Monitor, MonitorOptions } from "../qmp/monitor.ts";
+import type { QmpServer } from "../qmp/server.ts";
 import type { MachineExports } from "./exports.ts";
 import type { HostQuestions } from "./host_questions.ts";
 import type { HostQuestion } from "./messages.ts";
@@ -46,10 +52,18 @@ export interface MonitorSurroundings {
 /** What monitors ask for of a machine. */
 type ControlRequest = Extract<HostQuestion, { type: "control" }>["request"];
 
+interface LoadedMonitor {
+  monitor: Monitor;
+  server: QmpServer;
+}
+
 /** See the module's head. */
 export class MachineMonitor {
-  readonly #monitor: Monitor;
-  readonly #server: QmpServer;
+  readonly #options: MonitorOptions;
+  #listener: StreamListener | null = null;
+  /** From the first client on. */
+  #loading: Promise<LoadedMonitor> | null = null;
+  #monitor: Monitor | null = null;
   #runState: QmpRunState = "prelaunch";
 
   /** Serves nobody yet. */
@@ -58,7 +72,7 @@ export class MachineMonitor {
     const ask = async (request: ControlRequest): Promise<void> => {
       await questions.ask({ type: "control", request });
     };
-    this.#monitor = new Monitor({
+    this.#options = {
       block,
       mayOpen: (path) => images.mayOpen(path),
       // Backup tools start a server of their own: on a socket, where files may be made too.
@@ -75,18 +89,17 @@ export class MachineMonitor {
         hasClients: around.hasClients,
         offerAt: (path) => offerAt(around.nbdSocketPath, path),
       },
-    });
-    this.#server = new QmpServer(this.#monitor);
+    };
   }
 
   /** Serves a unix socket. */
-  listen(path: string): Promise<void> {
-    return this.#server.listenUnix(path);
+  async listen(path: string): Promise<void> {
+    this.#listener = await listenUnix(path, (stream) => void this.#serve(stream));
   }
 
   /** Serves a client behind a message port. */
   serve(port: MessagePort): void {
-    void this.#server.serve(new PortStream(port, "monitor"));
+    void this.#serve(new PortStream(port, "monitor"));
   }
 
   /** What the machine is doing now: clients are told of changes. */
@@ -94,18 +107,35 @@ export class MachineMonitor {
     const before = this.#runState;
     this.#runState = state;
     if (before === state || before === "prelaunch") return;
-    this.#monitor.emit({ event: state === "paused" ? "STOP" : "RESUME" });
+    this.#monitor?.emit({ event: state === "paused" ? "STOP" : "RESUME" });
   }
 
   /** The machine was loaded anew: it is reset, unless this was its first start. */
   noteReset(): void {
-    if (this.#runState !== "prelaunch") this.#monitor.emit({ event: "RESET" });
+    if (this.#runState !== "prelaunch") this.#monitor?.emit({ event: "RESET" });
   }
 
   /** Ends all sessions, then what they made. */
   async close(): Promise<void> {
-    await this.#server.close();
-    await this.#monitor.close();
+    await this.#listener?.close();
+    if (this.#loading === null) return;
+    const { server, monitor } = await this.#loading;
+    await server.close();
+    await monitor.close();
+  }
+
+  async #serve(stream: ByteStream): Promise<void> {
+    this.#loading ??= this.#load();
+    const { server } = await this.#loading;
+    await server.serve(stream);
+  }
+
+  async #load(): Promise<LoadedMonitor> {
+    const { Monitor } = await import("../qmp/monitor.ts");
+    const { QmpServer } = await import("../qmp/server.ts");
+    const monitor = new Monitor(this.#options);
+    this.#monitor = monitor;
+    return { monitor, server: new QmpServer(monitor) };
   }
 
   #describe(

@@ -21,7 +21,6 @@ import type { DirtyBitmap, DirtyBitmaps } from "../block/dirty_bitmap.ts";
 import { BlockError } from "../block/errors.ts";
 import type { Fleecing, FleecingDisk, FleecingOptions } from "../block/fleecing.ts";
 import type { BlockNode } from "../block/node.ts";
-import { runTransaction } from "../block/transaction.ts";
 import { limits } from "../limits.ts";
 import type { MachineExports } from "./exports.ts";
 import { toWireError } from "./io_rpc.ts";
@@ -256,6 +255,7 @@ export class StorageFleecings {
       await this.#dropOverlays(parts);
     } finally {
       const actions = endActions(parts, { request, result, bitmaps });
+      const { runTransaction } = await import("../block/transaction.ts");
       await runTransaction(this.#around.block, actions);
     }
   }

@@ -6,17 +6,16 @@
  * @module
  */
 
-import fs from "node:fs";
-import { basename, dirname } from "node:path";
 import type { BlockLayer } from "../block/block_layer.ts";
 import { FileNode } from "../block/drivers/file.ts";
+import { fileExists } from "../block/drivers/file_open.ts";
 import { BlockError } from "../block/errors.ts";
 import { BlockGraph } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import type { DriverTable, OpenContext } from "../block/open/context.ts";
 import { createDriverTable } from "../block/open/drivers.ts";
 import { openImage } from "../block/open/open_image.ts";
-import { createQcow2 } from "../block/qcow2/create.ts";
+import { baseName, folderName } from "../block/paths.ts";
 import type { DiskConfig, NewImage, StorageConfig } from "./messages.ts";
 
 /** Opens and makes images of a worker. */
@@ -72,10 +71,13 @@ export class StorageImages {
       }),
     );
     try {
-      if (!isRaw) await createQcow2(file, qcow2Options(image));
+      if (!isRaw) {
+        const { createQcow2 } = await import("../block/qcow2/create.ts");
+        await createQcow2(file, qcow2Options(image));
+      }
       await file.flush();
       await graph.close();
-      syncFolder(dirname(path));
+      syncFolder(folderName(path));
     } catch (error) {
       await graph.close().catch(() => {});
       Deno.removeSync(path);
@@ -85,7 +87,7 @@ export class StorageImages {
 
   /** Removes what `make` made, if it is there. Its node must be closed. */
   discard(path: string): void {
-    fs.rmSync(path, { force: true });
+    if (fileExists(path)) Deno.removeSync(path);
   }
 
   /** The path policy. */
@@ -121,23 +123,19 @@ function qcow2Options({ path, sizeBytes, clusterSizeBytes, backing }: NewImage) 
 
 /** A backing file in the same folder is named without it, so that the folder may move. */
 function nameBeside(path: string, other: string): string {
-  return dirname(path) === dirname(other) ? basename(other) : other;
+  return folderName(path) === folderName(other) ? baseName(other) : other;
 }
 
 /** The name of a new file is on stable storage. */
 function syncFolder(path: string): void {
-  const fd = fs.openSync(path, "r");
-  try {
-    fs.fsyncSync(fd);
-  } finally {
-    fs.closeSync(fd);
-  }
+  using folder = Deno.openSync(path);
+  folder.syncSync();
 }
 
 /** Where symbolic links lead counts as well. */
 function withReal(path: string): string[] {
   try {
-    return [path, fs.realpathSync(path)];
+    return [path, Deno.realPathSync(path)];
   } catch {
     return [path];
   }

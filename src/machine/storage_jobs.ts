@@ -13,11 +13,7 @@
 import type { BlockLayer } from "../block/block_layer.ts";
 import { BlockError } from "../block/errors.ts";
 import type { BackupOptions } from "../block/jobs/backup.ts";
-import { startBackup } from "../block/jobs/backup.ts";
-import { startCommit } from "../block/jobs/commit.ts";
 import type { Job } from "../block/jobs/job.ts";
-import { startMirror } from "../block/jobs/mirror.ts";
-import { startStream } from "../block/jobs/stream.ts";
 import type { JobEvent } from "../block/jobs/types.ts";
 import type { BlockNode } from "../block/node.ts";
 import type {
@@ -82,6 +78,7 @@ export class StorageJobs {
     if (request.type === "backup") {
       const { options, accept, reject } = await this.beginBackup(request);
       try {
+        const { startBackup } = await import("../block/jobs/backup.ts");
         return accept(await startBackup(this.#block, options));
       } catch (error) {
         await reject();
@@ -152,6 +149,7 @@ export class StorageJobs {
         own.nodes.add(target);
         const policies = { onSourceError, onTargetError };
         const mirror = { ...options, ...policies, source: node, target, sync, copyMode };
+        const { startMirror } = await import("../block/jobs/mirror.ts");
         return await startMirror(this.#block, mirror).catch(async (error: unknown) => {
           await removeChain(graph, target);
           this.#around.images.discard(image.path);
@@ -160,6 +158,7 @@ export class StorageJobs {
       }
       case "commit": {
         const { top, base, onError } = request;
+        const { startCommit } = await import("../block/jobs/commit.ts");
         return await startCommit(this.#block, {
           ...options,
           device: node,
@@ -171,6 +170,7 @@ export class StorageJobs {
       case "stream": {
         const { base, onError } = request;
         const kept = base === null ? {} : { base: this.#inChain(node, base) };
+        const { startStream } = await import("../block/jobs/stream.ts");
         return await startStream(this.#block, { ...options, device: node, ...kept, onError });
       }
     }

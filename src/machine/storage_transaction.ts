@@ -7,9 +7,9 @@
 
 import type { BitmapAction } from "../block/bitmap_actions.ts";
 import type { BlockLayer } from "../block/block_layer.ts";
-import { Fleecing } from "../block/fleecing.ts";
+import type { Fleecing } from "../block/fleecing.ts";
 import type { Job } from "../block/jobs/job.ts";
-import { runTransaction, type TransactionAction as BlockAction } from "../block/transaction.ts";
+import type { TransactionAction as BlockAction } from "../block/transaction.ts";
 import type {
   BackupRequest,
   BitmapChange,
@@ -53,6 +53,7 @@ export async function carryOut(
   const begun: Begun[] = [];
   try {
     for (const action of actions) begun.push(await begin(action, around));
+    const { runTransaction } = await import("../block/transaction.ts");
     const results = await runTransaction(around.block, begun.flatMap(({ actions }) => actions));
     let index = 0;
     return begun.map(({ actions, accept }) => {
@@ -89,7 +90,7 @@ async function beginFleecing(
   return {
     // The view is of the bitmaps as they are before the changes.
     actions: [{ type: "fleecing", options }, ...changes],
-    accept: (result) => result instanceof Fleecing ? { fleecing: accept(result) } : null,
+    accept: (result) => ({ fleecing: accept(result as Fleecing) }),
     reject,
   };
 }

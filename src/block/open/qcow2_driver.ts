@@ -15,7 +15,6 @@ import {
 } from "../qcow2/format.ts";
 import type { Qcow2Header } from "../qcow2/header.ts";
 import { extensionText } from "../qcow2/header_extensions.ts";
-import { Qcow2Node, readHeader } from "../qcow2/node.ts";
 import { runSteps } from "../steps.ts";
 import type { BlockdevTypes } from "./blockdev.ts";
 import type { BlockDriver, OpenRequest } from "./context.ts";
@@ -91,6 +90,7 @@ export const qcow2Driver: BlockDriver = {
     const { nodeName, common, child } = request;
     const options = request.options as unknown as Options;
     if (options.encrypt !== undefined) throw inputError("Encrypted images are not supported");
+    const { Qcow2Node, readHeader } = await import("../qcow2/node.ts");
     const file = await child(options.file);
     if (file.isReadOnly && !common.isReadOnly && !common.isAutoReadOnly) {
       throw new BlockError("EPERM", "Block node is read-only");
