@@ -48,7 +48,7 @@ export class BlockEdge {
     readonly parent: EdgeParent,
     /** The child's name in its parent: "root", "file", "target", "backing". */
     readonly name: string,
-    readonly role: ChildRole,
+    public role: ChildRole,
     /** The child. */
     public node: BlockNode,
   ) {}

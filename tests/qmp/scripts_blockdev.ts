@@ -215,6 +215,35 @@ export const blockdevScripts: Record<string, Script> = {
     await side.run("blockdev-del", { "node-name": "f" });
     await showNodes(side);
   },
+  "reopening with other options": async (side) => {
+    const [d, e] = [await makeFile(side, "d"), await makeFile(side, "e")];
+    await add(side, { driver: "file", "node-name": "f", filename: d });
+    await add(side, { driver: "file", "node-name": "t", filename: e });
+    await add(side, { driver: "raw", "node-name": "r", file: "f", offset: 4096, size: 8192 });
+    const reopen = (...options: Json[]) => side.run("blockdev-reopen", { options });
+    const part = (options: Json) =>
+      reopen({ driver: "raw", "node-name": "r", file: "f", ...options });
+    await part({ offset: 512, size: 1024 });
+    await showNodes(side);
+    await part({ offset: 2 ** 40 });
+    await part({ offset: 0, size: 2 ** 40 });
+    // All or nothing.
+    await reopen(
+      { driver: "raw", "node-name": "r", file: "f", offset: 1024, size: 512 },
+      { driver: "raw", "node-name": "nope", file: "f" },
+    );
+    await showNodes(side);
+    await part({});
+    await showNodes(side);
+    await part({ offset: 65536 });
+    await showNodes(side);
+    const filter = { driver: "copy-before-write", "node-name": "c", file: "r", target: "t" };
+    await add(side, filter);
+    await add(side, { driver: "snapshot-access", "node-name": "a", file: "c" });
+    await reopen(filter);
+    await reopen({ ...filter, "on-cbw-error": "break-snapshot" });
+    await reopen({ driver: "snapshot-access", "node-name": "a", file: "c" });
+  },
   "resizing": async (side) => {
     const filename = await makeFile(side, "disk");
     await add(side, { driver: "file", "node-name": "f", filename });

@@ -26,8 +26,6 @@ export interface DiskFileOptions {
   sizeBytes?: number;
   /** The file must be in this folder or below it, symbolic links followed. */
   directory?: string;
-  /** The system's cache is passed by (O_DIRECT). */
-  isDirect?: boolean;
 }
 
 /** An open file. */
@@ -57,12 +55,12 @@ function openFile(options: OpenFileOptions, libc: LibC | null): OpenFile {
 }
 
 function openExisting(options: DiskFileOptions, libc: LibC | null): DiskFile {
-  const { isReadOnly, isDirect = false } = options;
+  const { isReadOnly } = options;
   const path = attempt(options.path, () => Deno.realPathSync(options.path));
   checkInside(path, options);
   // Looked at first: opening a device may do something, opening a FIFO may wait.
   checkRegular(attempt(options.path, () => Deno.statSync(path)), options.path);
-  const file = attempt(options.path, () => openFile({ path, isReadOnly, isDirect }, libc));
+  const file = attempt(options.path, () => openFile({ path, isReadOnly }, libc));
   try {
     const { kind, sizeBytes } = attempt(options.path, () => file.stat());
     // Another one may have taken its place meanwhile.

@@ -52,14 +52,12 @@ const SYMBOLS_ASIDE = {
   fdatasync: { parameters: ["i32"], result: "i32", nonblocking: true },
 } as const;
 
-const IS_ARM = Deno.build.arch === "aarch64";
 const O_RDONLY = 0;
 const O_RDWR = 2;
 const O_CREAT = 0o100;
 const O_EXCL = 0o200;
 const O_NONBLOCK = 0o4000;
-const O_DIRECT = IS_ARM ? 0o200000 : 0o40000;
-const O_NOFOLLOW = IS_ARM ? 0o100000 : 0o400000;
+const O_NOFOLLOW = Deno.build.arch === "aarch64" ? 0o100000 : 0o400000;
 const O_CLOEXEC = 0o2000000;
 
 const AT_EMPTY_PATH = 0x1000;
@@ -171,9 +169,9 @@ export class LibC {
   }
 
   /** Opens or makes a regular file; -1 where that fails. */
-  openFile({ path, isReadOnly, createMode, isDirect = false }: OpenFileOptions): number {
+  openFile({ path, isReadOnly, createMode }: OpenFileOptions): number {
     const flags = (isReadOnly ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC |
-      (createMode === undefined ? 0 : O_CREAT | O_EXCL) | (isDirect ? O_DIRECT : 0);
+      (createMode === undefined ? 0 : O_CREAT | O_EXCL);
     const name = new TextEncoder().encode(`${path}\0`);
     return this.#library.symbols.open(name, flags, createMode ?? 0);
   }

@@ -10,7 +10,7 @@ import { BlockError } from "../errors.ts";
 import type { IoVector } from "../io_vector.ts";
 import type { FileStat, OpenFile, OpenFileOptions } from "./open_file.ts";
 
-/** See OpenFile. Holes, and the system's cache passed by, there are none. */
+/** See OpenFile. There are no holes. */
 export class NodeFile implements OpenFile {
   /** See OpenFile. */
   readonly libc = null;

@@ -16,8 +16,6 @@ export interface OpenFileOptions {
   isReadOnly: boolean;
   /** It is made, and must not exist; with these permission bits, less those of the umask. */
   createMode?: number;
-  /** The system's cache is passed by (O_DIRECT). */
-  isDirect?: boolean;
 }
 
 /** What the system says about an open file. */

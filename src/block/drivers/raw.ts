@@ -6,7 +6,7 @@
  * @module
  */
 
-import type { BlockEdge } from "../edge.ts";
+import type { BlockEdge, ChildRole } from "../edge.ts";
 import { BlockError } from "../errors.ts";
 import type { IoVector } from "../io_vector.ts";
 import { BlockNode, type DiscardMode } from "../node.ts";
@@ -29,16 +29,24 @@ export interface RawNodeOptions {
   discard?: DiscardMode;
 }
 
+/** A part of a node: where it starts, and its size, all that follows unless given. */
+export interface RawPart {
+  /** Of the first byte. */
+  offset: number;
+  /** Undefined: it ends where the node ends. */
+  sizeBytes: number | undefined;
+}
+
 /** Driver "raw". */
 export class RawNode extends BlockNode {
   readonly #file: BlockEdge;
-  readonly #offset: number;
-  readonly #hasFixedSize: boolean;
+  #offset: number;
+  #hasFixedSize: boolean;
 
   /** Throws a BlockError (EINVAL) where the part does not lie in `file`. */
   constructor(options: RawNodeOptions) {
     const offset = options.offset ?? 0;
-    const sizeBytes = partSize(options.file, offset, options.sizeBytes);
+    const sizeBytes = rawPartSize(options.file, { offset, sizeBytes: options.sizeBytes });
     super({
       nodeName: options.nodeName,
       driver: "raw",
@@ -50,8 +58,40 @@ export class RawNode extends BlockNode {
     });
     this.#offset = offset;
     this.#hasFixedSize = options.sizeBytes !== undefined;
-    const isWhole = offset === 0 && !this.#hasFixedSize;
-    this.#file = this.addChild("file", isWhole ? "filtered" : "data", options.file);
+    this.#file = this.addChild("file", this.#role, options.file);
+  }
+
+  /** The part of `file` that it shows. */
+  get part(): RawPart {
+    const sizeBytes = this.#hasFixedSize ? this.sizeBytes : undefined;
+    return { offset: this.#offset, sizeBytes };
+  }
+
+  /**
+   * Shows another part of `file` from now. Nothing may be in flight. Throws a BlockError where that
+   * does not lie in `file`, or somebody relies on the size.
+   */
+  usePart(part: RawPart): void {
+    const sizeBytes = rawPartSize(this.#file.node, part);
+    if (sizeBytes !== this.sizeBytes) {
+      for (const { shared, parent } of this.parents) {
+        if ((shared & PERM_RESIZE) !== 0) continue;
+        throw new BlockError(
+          "EPERM",
+          `The size of node '${this.nodeName}' can't change: ${parent.description} relies on it`,
+        );
+      }
+      this.observer?.resizing(sizeBytes);
+    }
+    this.#offset = part.offset;
+    this.#hasFixedSize = part.sizeBytes !== undefined;
+    this.#file.role = this.#role;
+    this.setSize(sizeBytes);
+  }
+
+  /** It is a filter where it shows all of `file`. */
+  get #role(): ChildRole {
+    return this.#offset === 0 && !this.#hasFixedSize ? "filtered" : "data";
   }
 
   /** The same bytes, `offset` further on in `file`. */
@@ -122,8 +162,8 @@ export class RawNode extends BlockNode {
   }
 }
 
-/** The size of the chosen part of `file`. The texts are QEMU's. */
-function partSize(file: BlockNode, offset: number, sizeBytes: number | undefined): number {
+/** The size of a part of `file`. Throws a BlockError (EINVAL), with QEMU's texts. */
+export function rawPartSize(file: BlockNode, { offset, sizeBytes }: RawPart): number {
   if (!Number.isSafeInteger(offset) || offset < 0) {
     throw new BlockError("EINVAL", `${offset} is not an offset in bytes`);
   }

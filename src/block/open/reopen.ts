@@ -10,6 +10,7 @@
  * @module
  */
 
+import { RawNode, type RawPart, rawPartSize } from "../drivers/raw.ts";
 import { BlockError } from "../errors.ts";
 import type { BlockEdge } from "../edge.ts";
 import type { BlockGraph } from "../graph.ts";
@@ -36,6 +37,9 @@ const WITHOUT_EFFECT = new Set([
   "x-check-cache-dropped",
 ]);
 
+/** Drivers that keep what they were opened with. */
+const NOT_REOPENED = new Set(["copy-before-write", "snapshot-access"]);
+
 /** What a node is to become. */
 interface Plan {
   readonly node: BlockNode;
@@ -43,6 +47,8 @@ interface Plan {
   readonly settings: NodeSettings;
   /** Children that are replaced; a backing node also by nothing. */
   readonly children: { name: string; edge: BlockEdge | null; to: BlockNode | null }[];
+  /** Of a raw node: what it is to show of its file. */
+  readonly part: RawPart | null;
 }
 
 /** See the module's head. Throws a BlockError and changes nothing where one of them can't be had. */
@@ -68,18 +74,25 @@ function plan(graph: BlockGraph, blockdev: Blockdev, context: OpenContext): Plan
   const node = graph.find(nodeName);
   if (node === undefined) throw inputError(`Failed to find node with node-name='${nodeName}'`);
   if (node.driver !== blockdev.tag) throw inputError("Cannot change the option 'driver'");
+  if (NOT_REOPENED.has(node.driver)) {
+    throw inputError(
+      `Block format '${node.driver}' used by node '${nodeName}' does not support reopening files`,
+    );
+  }
+  const mayChange = (name: string): boolean =>
+    WITHOUT_EFFECT.has(name) || (node instanceof RawNode && (name === "offset" || name === "size"));
   const before = context.opened.get(node)?.variant ?? {};
   const children: Plan["children"] = [];
   for (const [name, value] of Object.entries(blockdev.variant)) {
     if (isChild(name, value)) {
       const change = childChange(graph, { node, name, value, before: before[name] });
       if (change !== null) children.push(change);
-    } else if (!WITHOUT_EFFECT.has(name) && !isSame(value, before[name])) {
+    } else if (!mayChange(name) && !isSame(value, before[name])) {
       throw inputError(`Cannot change the option '${name}'`);
     }
   }
   for (const [name, value] of Object.entries(before)) {
-    if (name in blockdev.variant || WITHOUT_EFFECT.has(name)) continue;
+    if (name in blockdev.variant || mayChange(name)) continue;
     if (name === "backing") {
       if (node.backing !== null && value !== null) {
         throw inputError(
@@ -90,7 +103,22 @@ function plan(graph: BlockGraph, blockdev: Blockdev, context: OpenContext): Plan
     }
     throw inputError(`Option '${name}' cannot be reset to its default value`);
   }
-  return { node, blockdev, settings: settingsOf(blockdev, node), children };
+  const part = partOf(node, blockdev, children);
+  return { node, blockdev, settings: settingsOf(blockdev, node), children, part };
+}
+
+/** What a raw node is to show of the file that it is to have. */
+function partOf(
+  node: BlockNode,
+  { variant }: Blockdev,
+  children: Plan["children"],
+): RawPart | null {
+  if (!(node instanceof RawNode)) return null;
+  const { offset, size } = variant as { offset?: number; size?: number };
+  const part = { offset: offset ?? 0, sizeBytes: size };
+  const file = children.find(({ name }) => name === "file")?.to ?? node.children.get("file")?.node;
+  if (file !== undefined) rawPartSize(file, part);
+  return part;
 }
 
 function isChild(name: string, value: unknown): boolean {
@@ -151,7 +179,7 @@ function isSame(a: unknown, b: unknown): boolean {
 async function carryOut(graph: BlockGraph, plans: readonly Plan[]): Promise<void> {
   const undo: (() => void | Promise<void>)[] = [];
   try {
-    for (const { node, settings, children } of plans) {
+    for (const { node, settings, children, part } of plans) {
       for (const { name, edge, to } of children) {
         const from = edge?.node ?? null;
         const replace = (next: BlockNode | null): void => {
@@ -160,6 +188,11 @@ async function carryOut(graph: BlockGraph, plans: readonly Plan[]): Promise<void
         };
         replace(to);
         undo.push(() => replace(from));
+      }
+      if (part !== null && node instanceof RawNode && !isSame(part, node.part)) {
+        const shown = node.part;
+        node.usePart(part);
+        undo.push(() => node.usePart(shown));
       }
       const before = { ...node.settings };
       const { isReadOnly, ...others } = settings;
