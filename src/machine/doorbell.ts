@@ -20,12 +20,20 @@ import type { GuestMemory } from "./guest_memory.ts";
 /** Rounds without a turn of the event loop, however busy the harts are. */
 const ROUNDS_MAX = 16;
 /**
- * However busy the harts are, sockets have a turn so often: while something comes over them as
- * often as the first says, else less and less, down to the second. As long as more and more comes,
- * a turn lasts as long as the harts' before: guest and readers share the worker half and half.
+ * However busy the harts are, sockets have a turn so often: the first while readers are active, else
+ * less and less, down to the second. As long as more and more comes, a turn lasts as long as the
+ * harts' before: guest and readers share the worker half and half.
  */
 const SOCKET_TURN_MIN_MS = 0.4;
 const SOCKET_TURN_MAX_MS = 10;
+/** Readers that were heard of within this time are active: one may wait for a processor so long. */
+const ACTIVE_MS = 20;
+/**
+ * An active reader that was answered may ask again at once: the turn ends after so many looks that
+ * found nothing. Each look sleeps, which also gives the reader a processor where the harts and this
+ * worker have them all.
+ */
+const QUIET_LOOKS_MAX = 2;
 
 /** Who serves what is rung for. */
 export interface DoorbellHandlers {
@@ -48,6 +56,7 @@ export class DoorbellLoop {
   #socketTurnMs = SOCKET_TURN_MAX_MS;
   #socketActivity = 0;
   #lastSocketTurnMs = performance.now();
+  #lastActivityMs = -Infinity;
   #isStopped = false;
   #hasEnded = false;
   /** Settles when the loop has ended. */
@@ -109,18 +118,24 @@ export class DoorbellLoop {
   }
 
   async #socketTurn(): Promise<void> {
-    const endMs = performance.now() + SOCKET_TURN_MIN_MS;
+    const startMs = performance.now();
+    const endMs = startMs + Math.max(startMs - this.#lastSocketTurnMs, SOCKET_TURN_MIN_MS);
+    const looksMax = startMs - this.#lastActivityMs <= ACTIVE_MS ? QUIET_LOOKS_MAX : 1;
     const before = this.#socketActivity;
-    let seen: number;
+    let quietLooks = 0;
+    let nowMs: number;
     do {
-      seen = this.#socketActivity;
+      const seen = this.#socketActivity;
       await socketTurn();
       this.#socketActivity = this.#handlers.socketActivity();
-    } while (this.#socketActivity !== seen && performance.now() < endMs && !this.#isStopped);
-    this.#socketTurnMs = this.#socketActivity === before
-      ? Math.min(2 * this.#socketTurnMs, SOCKET_TURN_MAX_MS)
-      : SOCKET_TURN_MIN_MS;
-    this.#lastSocketTurnMs = performance.now();
+      quietLooks = this.#socketActivity === seen ? quietLooks + 1 : 0;
+      nowMs = performance.now();
+    } while (quietLooks < looksMax && nowMs < endMs && !this.#isStopped);
+    if (this.#socketActivity !== before) this.#lastActivityMs = nowMs;
+    this.#socketTurnMs = nowMs - this.#lastActivityMs <= ACTIVE_MS
+      ? SOCKET_TURN_MIN_MS
+      : Math.min(2 * this.#socketTurnMs, SOCKET_TURN_MAX_MS);
+    this.#lastSocketTurnMs = nowMs;
   }
 
   #takeBits(): number {

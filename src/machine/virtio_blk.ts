@@ -69,7 +69,7 @@ const PIECE_BYTES = 4 * 1024 * 1024;
 /** The same for discards and write-zeroes, which mostly move no data. */
 const CLEAR_PIECE_BYTES = 64 * 1024 * 1024;
 /** What one call of `process` may do before others get their turn. */
-const TURN_REQUESTS = 128;
+const TURN_REQUESTS = 32;
 const TURN_BYTES = 4 * 1024 * 1024;
 
 /** What a disk needs of a block backend. Requests are in range and whole sectors. */
