@@ -81,7 +81,8 @@ const OUTSTANDING_BYTES = 4 * MiB;
 /** One frame of the server's: the fastest size into browsers. */
 const REQUEST_BYTES = 256 * 1024;
 const REQUESTS_MAX = 32;
-const CHUNK_BYTES = MiB;
+/** What is known to be zeroes costs nothing: longer pieces. */
+const ZERO_BYTES = MiB;
 /** The map is asked for so much of the disk at a time. */
 const MAP_BYTES = 1024 * MiB;
 const RECONNECT_ATTEMPTS = 8;
@@ -199,6 +200,7 @@ export class RemoteDisk {
 
   /**
    * The disk in order, in chunks of at most 1 MiB; zeroes that the map knows are not transferred.
+   * Data comes in chunks as large as a request, which are handed on where they arrived.
    */
   async *chunks(options: StreamOptions = {}): AsyncGenerator<DiskChunk> {
     const { offset = 0, length = this.sizeBytes - offset, onProgress, signal } = options;
@@ -208,7 +210,7 @@ export class RemoteDisk {
     const pieces = this.#pieces(offset, length, wait);
     let isAtEnd = false;
     for (;;) {
-      while (!isAtEnd && ahead.length * CHUNK_BYTES < this.#outstandingBytesMax) {
+      while (!isAtEnd && ahead.length * REQUEST_BYTES < this.#outstandingBytesMax) {
         const next = await pieces.next();
         if (next.done === true) {
           isAtEnd = true;
@@ -303,8 +305,9 @@ export class RemoteDisk {
     const runs = hasMap ? this.blockStatus(offset, length, wait) : [{ offset, length, flags: 0 }];
     for await (const run of runs) {
       const isZero = (run.flags & NBD_STATE_ZERO) !== 0;
-      for (let done = 0; done < run.length; done += CHUNK_BYTES) {
-        const piece = Math.min(CHUNK_BYTES, run.length - done);
+      const pieceBytes = isZero ? ZERO_BYTES : REQUEST_BYTES;
+      for (let done = 0; done < run.length; done += pieceBytes) {
+        const piece = Math.min(pieceBytes, run.length - done);
         yield { offset: run.offset + done, length: piece, isZero };
       }
     }

@@ -33,6 +33,14 @@ export interface ByteStream {
    * write at a time. Rejects (or throws) when the connection broke.
    */
   write(bytes: Uint8Array): void | Promise<void>;
+  /**
+   * The same, and the bytes' whole buffer goes with them, where that saves a copy. One like it comes
+   * back to `onReturned` when the peer is done with it.
+   */
+  writeAway?(
+    bytes: Uint8Array<ArrayBuffer>,
+    onReturned: (buffer: ArrayBuffer) => void,
+  ): void | Promise<void>;
   /** Stops delivery after the current call of `onData`: the peer's bytes back up on its side. */
   pause(): void;
   /** Goes on with delivery. */

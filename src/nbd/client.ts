@@ -94,11 +94,16 @@ interface Pending {
   readonly payload: Uint8Array | null;
   /** Where a read's data goes; null once nobody waits for it any more. */
   target: Uint8Array | null;
+  /** A read takes its data wherever it is, without a copy where that can be. */
+  isOpen: boolean;
   received: number;
   readonly statuses: Map<string, StatusExtent[]>;
   failure: NbdError | null;
   settle: (error: unknown) => void;
 }
+
+/** A read's answer. */
+type Bytes = Uint8Array<ArrayBuffer>;
 
 const DEFAULT_REQUESTS = 16;
 const MiB = 1024 * 1024;
@@ -215,13 +220,17 @@ export class NbdClient {
     return this.#negotiated.preferredBlockBytes;
   }
 
-  /** Reads `[offset, offset + length)`. */
-  async read(
-    offset: number,
-    length: number,
-    options: NbdRequestOptions = {},
-  ): Promise<Uint8Array<ArrayBuffer>> {
+  /**
+   * Reads `[offset, offset + length)`. What comes in one piece is handed on where it lies: a part
+   * of a buffer that is not much larger.
+   */
+  async read(offset: number, length: number, options: NbdRequestOptions = {}): Promise<Bytes> {
     checkRange(offset, length, this.sizeBytes);
+    if (length > 0 && length <= this.#requestBytesMax) {
+      const { target } = await this.#request({ type: NBD_CMD_READ, offset, length }, options);
+      // What streams hand out is not shared.
+      return target as Bytes;
+    }
     const target = new Uint8Array(length);
     await this.readInto(offset, target, options);
     return target;
@@ -288,12 +297,13 @@ export class NbdClient {
   ): Promise<Map<string, StatusExtent[]>> {
     checkRange(offset, length, this.sizeBytes);
     const isCompact = this.#negotiated.style !== "extended";
-    return await this.#request({
+    const { statuses } = await this.#request({
       type: NBD_CMD_BLOCK_STATUS,
       flags: options.isOne === true ? NBD_CMD_FLAG_REQ_ONE : 0,
       offset,
       length: isCompact ? Math.min(length, COMPACT_LENGTH_MAX) : length,
     }, options);
+    return statuses;
   }
 
   /** Waits for what is pending, says goodbye and closes. */
@@ -362,12 +372,13 @@ export class NbdClient {
       target?: Uint8Array | null;
     },
     { signal, isFua = false }: NbdRequestOptions,
-  ): Promise<Map<string, StatusExtent[]>> {
+  ): Promise<Pending> {
     if (this.#failure !== null) return Promise.reject(this.#failure);
     if (signal?.aborted === true) return Promise.reject(signal.reason);
     return new Promise((resolve, reject) => {
       const onAbort = () => {
         pending.target = null;
+        pending.isOpen = false;
         this.#waiting.delete(pending);
         reject(signal?.reason);
       };
@@ -378,12 +389,13 @@ export class NbdClient {
         length: length ?? payload?.length ?? target?.length ?? 0,
         payload,
         target,
+        isOpen: type === NBD_CMD_READ && target === null,
         received: 0,
         statuses: new Map(),
         failure: null,
         settle: (error) => {
           signal?.removeEventListener("abort", onAbort);
-          if (error === null) resolve(pending.statuses);
+          if (error === null) resolve(pending);
           else reject(error);
         },
       };
@@ -444,15 +456,17 @@ export class NbdClient {
     return pending?.type === NBD_CMD_READ ? pending : undefined;
   }
 
-  #onBytes(bytes: Uint8Array): void {
+  /** True where a part of the bytes was handed on. */
+  #onBytes(bytes: Uint8Array): boolean {
+    let isKept = false;
     this.#parser.push(bytes);
     for (;;) {
       const step = this.#parser.next();
-      if (step === "more") return;
+      if (step === "more") return isKept;
       if (step === "violation") return this.#break(`protocol error: ${this.#parser.violation}`);
       const pending = this.#pending.get(this.#parser.cookie);
       if (pending === undefined) return this.#break("protocol error: a reply nobody waits for");
-      if (step === "data") this.#takeData(pending);
+      if (step === "data") isKept = this.#takeData(pending) || isKept;
       else if (step === "hole") this.#takeHole(pending);
       else if (step === "error") {
         pending.failure ??= new NbdError(this.#parser.errno, this.#parser.message);
@@ -464,17 +478,32 @@ export class NbdClient {
     }
   }
 
-  #takeData(pending: Pending): void {
+  /** True where the data is handed on as it is. */
+  #takeData(pending: Pending): boolean {
     const { data, offset } = this.#parser;
-    pending.target?.set(data, offset - pending.offset);
     pending.received += data.length;
+    if (pending.isOpen) {
+      pending.isOpen = false;
+      if (data.length === pending.length && 2 * data.length >= data.buffer.byteLength) {
+        pending.target = data;
+        return true;
+      }
+      pending.target = new Uint8Array(pending.length);
+    }
+    pending.target?.set(data, offset - pending.offset);
+    return false;
   }
 
   #takeHole(pending: Pending): void {
     const { offset, length } = this.#parser;
+    pending.received += length;
+    if (pending.isOpen) {
+      pending.isOpen = false;
+      pending.target = new Uint8Array(pending.length);
+      return;
+    }
     const from = offset - pending.offset;
     pending.target?.fill(0, from, from + length);
-    pending.received += length;
   }
 
   #finish(cookie: number, pending: Pending): void {
@@ -493,8 +522,9 @@ export class NbdClient {
     if (this.#isIdle) this.#checkIdle();
   }
 
-  #break(message: string): void {
-    if (this.#failure !== null) return;
+  /** False: nothing is kept. */
+  #break(message: string): false {
+    if (this.#failure !== null) return false;
     this.#failure = new NbdError(NBD_EIO, message);
     this.#stream.close(message);
     const all = [...this.#pending.values(), ...this.#waiting];
@@ -502,6 +532,7 @@ export class NbdClient {
     this.#waiting.clear();
     for (const pending of all) pending.settle(pending.failure ?? this.#failure);
     this.#checkIdle();
+    return false;
   }
 }
 

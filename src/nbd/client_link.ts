@@ -11,8 +11,8 @@ import { ChunkPool, OutputQueue } from "./output_queue.ts";
 
 /** What a client hears of its stream. */
 export interface ClientLinkEvents {
-  /** Bytes of the transmission phase. */
-  onBytes: (bytes: Uint8Array) => void;
+  /** Bytes of the transmission phase; whether they are kept. */
+  onBytes: (bytes: Uint8Array) => boolean;
   /** The connection is gone. */
   onBroken: (message: string) => void;
   /** A write finished. */
@@ -106,10 +106,7 @@ export class ClientLink implements HandshakeChannel, ByteSink {
 
   /** See ByteSink. What comes before it is asked for is kept, up to a bound. */
   onData(bytes: Uint8Array): boolean {
-    if (this.#events !== null) {
-      this.#events.onBytes(bytes);
-      return false;
-    }
+    if (this.#events !== null) return this.#events.onBytes(bytes);
     const end = this.#filled + bytes.length;
     if (end > EARLY_BYTES_MAX) {
       this.#fail(new NbdHandshakeError(0, "the server sends what was not asked for"));

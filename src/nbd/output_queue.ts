@@ -5,6 +5,8 @@
  *
  *   current chunk --seal--> segments --write--> stream;  a chunk written goes back to the pool
  *
+ * A stream that takes buffers along gets a chunk as it is, and gives one back later.
+ *
  * @module
  */
 
@@ -28,13 +30,15 @@ export interface Chunk {
   readonly view: DataView;
 }
 
-function createChunk(length: number): Chunk {
-  const bytes = new Uint8Array(length);
+function createChunk(buffer: ArrayBuffer): Chunk {
+  const bytes = new Uint8Array(buffer);
   return { bytes, view: viewOf(bytes) };
 }
 
 /** Chunks that nobody uses now, shared by all connections of a server: an idle one holds none. */
 export class ChunkPool {
+  /** Gives back the buffer of a chunk that went away. */
+  readonly giveBuffer: (buffer: ArrayBuffer) => void = (buffer) => this.give(createChunk(buffer));
   readonly #free: Chunk[] = [];
   readonly #freeMax: number;
 
@@ -45,7 +49,7 @@ export class ChunkPool {
 
   /** A chunk for the caller alone, with any content; `give` takes it back. */
   take(): Chunk {
-    return this.#free.pop() ?? createChunk(CHUNK_BYTES);
+    return this.#free.pop() ?? createChunk(new ArrayBuffer(CHUNK_BYTES));
   }
 
   /** The chunk is used no more. */
@@ -57,7 +61,9 @@ export class ChunkPool {
 }
 
 interface Segment {
-  bytes: Uint8Array;
+  readonly bytes: Uint8Array;
+  /** Of `bytes`, also once their buffer went away. */
+  readonly byteCount: number;
   /** Goes back to the pool after the write. */
   chunk: Chunk | null;
 }
@@ -99,7 +105,7 @@ export class OutputQueue {
     if (this.#chunk !== null && this.#chunk.bytes.length - this.#end >= length) return this.#chunk;
     this.#seal();
     this.flush();
-    this.#chunk = length <= CHUNK_BYTES ? this.#pool.take() : createChunk(length);
+    this.#chunk = length <= CHUNK_BYTES ? this.#pool.take() : createChunk(new ArrayBuffer(length));
     return this.#chunk;
   }
 
@@ -120,7 +126,7 @@ export class OutputQueue {
    */
   detach(): void {
     if (this.#chunk !== null && this.#end > 0) {
-      this.#segments.push({ bytes: this.#chunk.bytes.subarray(0, this.#end), chunk: null });
+      this.#enqueue(this.#chunk.bytes.subarray(0, this.#end), null);
     }
     this.#chunk = null;
     this.#end = 0;
@@ -134,7 +140,7 @@ export class OutputQueue {
       return;
     }
     this.#seal();
-    this.#segments.push({ bytes, chunk: null });
+    this.#enqueue(bytes, null);
     this.#pendingBytes += bytes.length;
   }
 
@@ -145,11 +151,11 @@ export class OutputQueue {
       const segment = this.#segments.shift();
       if (segment === undefined) return;
       if (this.#isBroken) {
-        this.#pendingBytes -= segment.bytes.length;
+        this.#pendingBytes -= segment.byteCount;
         continue;
       }
       try {
-        const written = this.#stream.write(segment.bytes);
+        const written = this.#write(segment);
         if (written instanceof Promise) {
           this.#isWriting = true;
           this.#finishLater(written, segment);
@@ -160,6 +166,16 @@ export class OutputQueue {
         this.#break(error, segment);
       }
     }
+  }
+
+  #write(segment: Segment): void | Promise<void> {
+    const { bytes, chunk } = segment;
+    if (chunk === null || bytes.length <= COPY_BYTES || this.#stream.writeAway === undefined) {
+      return this.#stream.write(bytes);
+    }
+    segment.chunk = null;
+    const filled = chunk.bytes.subarray(0, segment.byteCount);
+    return this.#stream.writeAway(filled, this.#pool.giveBuffer);
   }
 
   async #finishLater(written: Promise<void>, segment: Segment): Promise<void> {
@@ -176,22 +192,26 @@ export class OutputQueue {
   }
 
   #written(segment: Segment): void {
-    this.#pendingBytes -= segment.bytes.length;
+    this.#pendingBytes -= segment.byteCount;
     if (segment.chunk !== null) this.#pool.give(segment.chunk);
   }
 
   #break(error: unknown, segment: Segment): void {
-    this.#pendingBytes -= segment.bytes.length;
+    this.#pendingBytes -= segment.byteCount;
     if (this.#isBroken) return;
     this.#isBroken = true;
     this.#events.onBroken(error);
+  }
+
+  #enqueue(bytes: Uint8Array, chunk: Chunk | null): void {
+    this.#segments.push({ bytes, byteCount: bytes.length, chunk });
   }
 
   #seal(): void {
     const chunk = this.#chunk;
     if (chunk === null) return;
     if (this.#end === 0) this.#pool.give(chunk);
-    else this.#segments.push({ bytes: chunk.bytes.subarray(0, this.#end), chunk });
+    else this.#enqueue(chunk.bytes.subarray(0, this.#end), chunk);
     this.#chunk = null;
     this.#end = 0;
   }

@@ -1,9 +1,9 @@
-import { setImmediate } from "node:timers";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { limits } from "../../src/limits.ts";
 import type { ByteStream } from "../../src/nbd/byte_stream.ts";
 import { NbdClient } from "../../src/nbd/client.ts";
 import { NbdServer } from "../../src/nbd/server.ts";
+import { ChunkPool, OutputQueue } from "../../src/nbd/output_queue.ts";
 import { type NbdPortMessage, PortStream } from "../../src/nbd/transports/port.ts";
 import { connectTcp } from "../../src/nbd/transports/tcp.ts";
 import { connectUnix } from "../../src/nbd/transports/unix.ts";
@@ -176,30 +176,88 @@ function serveWebSocket(server: { serve: (stream: ByteStream) => Promise<string>
   };
 }
 
-Deno.test("PortStream.write() uses buffers again that came back with credit", async () => {
+Deno.test("PortStream.writeAway() takes the buffer along, and credit brings one back", async () => {
   const { port1, port2 } = new MessageChannel();
   const stream = new PortStream(port2);
   stream.start({ onData: () => false, onEnd: () => {} });
-  const seen: Uint8Array<ArrayBuffer>[] = [];
+  const messages: Uint8Array<ArrayBuffer>[] = [];
   let arrived = () => {};
   port1.onmessage = ({ data }: MessageEvent<NbdPortMessage>) => {
-    if (data.type === "data") seen.push(data.bytes);
+    if (data.type === "data") messages.push(data.bytes);
     arrived();
   };
-  for (const [round, length] of [100_000, 60_000, 200_000, 100, 262_144].entries()) {
+  let buffer = new ArrayBuffer(limits.nbdPortWindowBytes);
+  for (const [round, length] of [limits.nbdPortWindowBytes, 60_000, 100, 262_144].entries()) {
+    const bytes = new Uint8Array(buffer, 0, length);
+    bytes.set(pattern(length, round));
     const next = new Promise<void>((resolve) => arrived = resolve);
-    await stream.write(pattern(length, round));
+    const returned = Promise.withResolvers<ArrayBuffer>();
+    assertEquals(stream.writeAway(bytes, returned.resolve), undefined);
+    assertEquals(bytes.byteLength, 0);
     await next;
-    const bytes = seen.at(-1) ?? new Uint8Array(0);
-    assertEquals(bytes, pattern(length, round));
-    // As a receiver that is done with it, and one that scribbles before it gives it back.
-    new Uint8Array(bytes.buffer).fill(0xee);
-    const credit: NbdPortMessage = { type: "credit", byteCount: length, buffers: [bytes.buffer] };
-    port1.postMessage(credit, [bytes.buffer]);
-    await new Promise((resolve) => setImmediate(resolve));
+    const message = messages.at(-1) ?? new Uint8Array(0);
+    assertEquals(message, pattern(length, round));
+    if (round === 0) {
+      // The window is full: the next waits for credit.
+      const more = stream.writeAway(pattern(10, 99), returned.resolve);
+      const later = new Promise<void>((resolve) => arrived = resolve);
+      credit(port1, message);
+      await more;
+      await later;
+      assertEquals(messages.at(-1), pattern(10, 99));
+    } else credit(port1, message);
+    buffer = await returned.promise;
+    assertEquals(buffer.byteLength, limits.nbdPortWindowBytes);
   }
   stream.close("over");
   port1.close();
+});
+
+/** As a receiver that is done with a message. */
+function credit(port: MessagePort, { length, buffer }: Uint8Array<ArrayBuffer>): void {
+  const message: NbdPortMessage = { type: "credit", byteCount: length, buffers: [buffer] };
+  port.postMessage(message, [buffer]);
+}
+
+Deno.test("OutputQueue gives chunks away where the stream takes them, and uses them again", () => {
+  const written: string[] = [];
+  const away: ArrayBuffer[] = [];
+  let giveBack: (buffer: ArrayBuffer) => void = () => {};
+  const stream: ByteStream = {
+    peer: "test",
+    start: () => {},
+    write: (bytes) => void written.push(`copied ${bytes.length}`),
+    writeAway: (bytes, onReturned) => {
+      written.push(`away ${bytes.length}`);
+      giveBack = onReturned;
+      away.push(structuredClone(bytes.buffer, { transfer: [bytes.buffer] }));
+    },
+    pause: () => {},
+    resume: () => {},
+    close: () => {},
+  };
+  const queue = new OutputQueue(stream, new ChunkPool(), {
+    onProgress: () => {},
+    onBroken: (error) => {
+      throw error;
+    },
+  });
+  const send = (length: number) => {
+    const chunk = queue.reserve(length);
+    queue.commit(length);
+    queue.flush();
+    assertEquals(queue.pendingBytes, 0);
+    return chunk;
+  };
+  const small = send(100);
+  const large = send(200_000);
+  assert(small === large, "a chunk that was copied from is used again");
+  const buffer = away[0] ?? new ArrayBuffer(0);
+  assertEquals(large.bytes.length, 0);
+  assert(send(200_000).bytes.length === 0);
+  giveBack(buffer);
+  assert(queue.reserve(10).bytes.buffer === buffer);
+  assertEquals(written, ["copied 100", "away 200000", "away 200000"]);
 });
 
 Deno.test("relayWebSocket() carries sessions", async () => {

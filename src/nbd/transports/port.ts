@@ -11,18 +11,15 @@ import type { ByteSink, ByteStream } from "../byte_stream.ts";
 
 /**
  * `end` closes both directions; nothing follows it. Credit may bring buffers of messages back, to be
- * used again: a new one of this size costs the system more than the copy into it.
+ * used again: a new one of this size costs the system more than a copy into it.
  */
 export type NbdPortMessage =
   | { type: "data"; bytes: Uint8Array<ArrayBuffer> }
   | { type: "credit"; byteCount: number; buffers?: ArrayBuffer[] }
   | { type: "end"; reason: string };
 
-/** Messages are no longer than the frames that they become. */
+/** What is copied goes in messages no longer than the frames that they become. */
 const MESSAGE_BYTES = limits.nbdWebSocketFrameBytes;
-/** Shorter messages get a buffer of their own size. */
-const SHORT_BYTES = 16 * 1024;
-const BUFFERS_MAX = 16;
 
 /** See the module's description. */
 export class PortStream implements ByteStream {
@@ -33,8 +30,7 @@ export class PortStream implements ByteStream {
   #isPaused = false;
   #isClosed = false;
   #unacknowledged = 0;
-  /** Of MESSAGE_BYTES each, and nobody's. */
-  readonly #buffers: ArrayBuffer[] = [];
+  #onReturned: (buffer: ArrayBuffer) => void = () => {};
   #onCredit: () => void = () => {};
 
   /** Over a port that nobody else uses. */
@@ -50,8 +46,17 @@ export class PortStream implements ByteStream {
 
   write(bytes: Uint8Array): void | Promise<void> {
     const isShort = bytes.length <= MESSAGE_BYTES;
-    if (isShort && this.#unacknowledged < limits.nbdPortWindowBytes) this.#send(bytes);
+    if (isShort && this.#hasWindow) this.#send(bytes.slice());
     else return this.#sendAll(bytes);
+  }
+
+  writeAway(
+    bytes: Uint8Array<ArrayBuffer>,
+    onReturned: (buffer: ArrayBuffer) => void,
+  ): void | Promise<void> {
+    this.#onReturned = onReturned;
+    if (this.#hasWindow) this.#send(bytes);
+    else return this.#window().then(() => this.#send(bytes));
   }
 
   pause(): void {
@@ -70,31 +75,28 @@ export class PortStream implements ByteStream {
     this.#stop();
   }
 
-  async #sendAll(bytes: Uint8Array): Promise<void> {
-    for (let position = 0; position < bytes.length; position += MESSAGE_BYTES) {
-      while (!this.#isClosed && this.#unacknowledged >= limits.nbdPortWindowBytes) {
-        await new Promise<void>((resolve) => this.#onCredit = resolve);
-      }
-      this.#send(bytes.subarray(position, position + MESSAGE_BYTES));
+  get #hasWindow(): boolean {
+    return this.#unacknowledged < limits.nbdPortWindowBytes;
+  }
+
+  async #window(): Promise<void> {
+    while (!this.#isClosed && !this.#hasWindow) {
+      await new Promise<void>((resolve) => this.#onCredit = resolve);
     }
   }
 
-  #send(bytes: Uint8Array): void {
-    if (this.#isClosed) throw new Error("the connection is closed");
-    const copy = this.#copyOf(bytes);
-    this.#unacknowledged += copy.length;
-    this.#post({ type: "data", bytes: copy }, [copy.buffer]);
+  async #sendAll(bytes: Uint8Array): Promise<void> {
+    for (let position = 0; position < bytes.length; position += MESSAGE_BYTES) {
+      await this.#window();
+      this.#send(bytes.slice(position, position + MESSAGE_BYTES));
+    }
   }
 
-  #copyOf(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
-    if (bytes.length <= SHORT_BYTES) return bytes.slice();
-    const copy = new Uint8Array(
-      this.#buffers.pop() ?? new ArrayBuffer(MESSAGE_BYTES),
-      0,
-      bytes.length,
-    );
-    copy.set(bytes);
-    return copy;
+  /** The bytes' buffer goes with them. */
+  #send(bytes: Uint8Array<ArrayBuffer>): void {
+    if (this.#isClosed) throw new Error("the connection is closed");
+    this.#unacknowledged += bytes.length;
+    this.#post({ type: "data", bytes }, [bytes.buffer]);
   }
 
   #post(message: NbdPortMessage, transfer: Transferable[] = []): void {
@@ -116,10 +118,7 @@ export class PortStream implements ByteStream {
         break;
       case "credit":
         this.#unacknowledged -= message.byteCount;
-        for (const buffer of message.buffers ?? []) {
-          const isOurs = buffer.byteLength === MESSAGE_BYTES;
-          if (isOurs && this.#buffers.length < BUFFERS_MAX) this.#buffers.push(buffer);
-        }
+        message.buffers?.forEach(this.#onReturned);
         this.#onCredit();
         break;
       case "end":
