@@ -13,6 +13,7 @@ import { benchCpu } from "./cpu.ts";
 import { benchBoot, benchDisk, benchFleecing, benchInterpreter } from "./guest.ts";
 import { benchJobs } from "./jobs.ts";
 import { benchNbdIdle, benchNbdServers } from "./nbd.ts";
+import { benchNbdLoad } from "./nbd_load.ts";
 import { benchViews } from "./nbd_views.ts";
 import { benchWebSocket } from "./nbd_websocket.ts";
 import { benchPrograms } from "./programs.ts";
@@ -35,6 +36,7 @@ const SECTIONS: Record<string, [string, (service: Service) => Rows]> = {
   "nbd-write": ["NBD: random writes", () => benchNbdServers("write")],
   "nbd-map": ["NBD: the map of a large image", () => benchNbdServers("map")],
   "nbd-idle": ["NBD: idle connections", benchNbdIdle],
+  "nbd-load": ["NBD: many clients, some cut off", benchNbdLoad],
   "nbd-views": ["NBD: a frozen disk while its guest writes", benchViews],
   "nbd-websocket": ["NBD in a WebSocket", benchWebSocket],
 };
