@@ -279,6 +279,24 @@ Deno.test("NbdClient fails a read whose reply is incomplete", async () => {
   await assertRejects(() => reading, NbdError, "less than was asked for");
 });
 
+Deno.test("NbdClient.read() hands on what came in one piece, and copies a small part", async () => {
+  const { client, stream } = await withServer();
+  const whole = client.read(0, 100);
+  await Promise.resolve();
+  stream.feed(dataChunk(1, 0, 100));
+  assertEquals(await whole, new Uint8Array(100).fill(0xaa));
+  assert((await whole).buffer.byteLength > 100, "a part of what came");
+  const small = client.read(0, 100);
+  const split = client.read(4096, 4000);
+  await Promise.resolve();
+  const more = dataChunk(3, 4096, 4000);
+  stream.feed(concatBytes([dataChunk(2, 0, 100), more.subarray(0, 3000)]));
+  stream.feed(more.subarray(3000));
+  assertEquals(await small, new Uint8Array(100).fill(0xaa));
+  assertEquals((await small).buffer.byteLength, 100);
+  assertEquals(await split, new Uint8Array(4000).fill(0xaa));
+});
+
 Deno.test("NbdClient reads the same, however a reply is cut", async () => {
   const random = seededRandom(SEED);
   for (let round = 0; round < 200; round++) {
