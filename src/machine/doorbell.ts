@@ -20,9 +20,9 @@ import type { GuestMemory } from "./guest_memory.ts";
 /** Rounds without a turn of the event loop, however busy the harts are. */
 const ROUNDS_MAX = 16;
 /**
- * However busy the harts are, sockets have a turn so often: the first while readers are active, else
- * less and less, down to the second. As long as more and more comes, a turn lasts as long as the
- * harts' before: guest and readers share the worker half and half.
+ * However busy the harts are, sockets have a turn so often: the first while readers are active,
+ * else less and less, down to the second. As long as more comes, a turn lasts as long as the harts'
+ * before: guest and readers share the worker half and half.
  */
 const SOCKET_TURN_MIN_MS = 0.4;
 const SOCKET_TURN_MAX_MS = 10;

@@ -102,9 +102,6 @@ interface Pending {
   settle: (error: unknown) => void;
 }
 
-/** A read's answer. */
-type Bytes = Uint8Array<ArrayBuffer>;
-
 const DEFAULT_REQUESTS = 16;
 const MiB = 1024 * 1024;
 /** A compact request's length has 32 bits; the next lower multiple of 64 KiB. */
@@ -224,12 +221,16 @@ export class NbdClient {
    * Reads `[offset, offset + length)`. What comes in one piece is handed on where it lies: a part
    * of a buffer that is not much larger.
    */
-  async read(offset: number, length: number, options: NbdRequestOptions = {}): Promise<Bytes> {
+  async read(
+    offset: number,
+    length: number,
+    options: NbdRequestOptions = {},
+  ): Promise<Uint8Array<ArrayBuffer>> {
     checkRange(offset, length, this.sizeBytes);
     if (length > 0 && length <= this.#requestBytesMax) {
       const { target } = await this.#request({ type: NBD_CMD_READ, offset, length }, options);
       // What streams hand out is not shared.
-      return target as Bytes;
+      return target as Uint8Array<ArrayBuffer>;
     }
     const target = new Uint8Array(length);
     await this.readInto(offset, target, options);
