@@ -16,6 +16,7 @@ import type { BackupOptions } from "../block/jobs/backup.ts";
 import type { Job } from "../block/jobs/job.ts";
 import type { JobEvent } from "../block/jobs/types.ts";
 import type { BlockNode } from "../block/node.ts";
+import { pathOf } from "../block/open/open_image.ts";
 import type {
   BackupRequest,
   IoEvent,
@@ -158,6 +159,7 @@ export class StorageJobs {
       }
       case "commit": {
         const { top, base, onError } = request;
+        checkOwn(base === null ? bottomOf(node) : this.#inChain(node, base));
         const { startCommit } = await import("../block/jobs/commit.ts");
         return await startCommit(this.#block, {
           ...options,
@@ -272,4 +274,20 @@ export class StorageJobs {
 
 function jobOptions({ id, speed, isAutoFinalize }: JobRequestBase) {
   return { jobId: id, speed, autoFinalize: isAutoFinalize, autoDismiss: false };
+}
+
+function bottomOf(node: BlockNode): BlockNode {
+  return [...chainOf(node)].at(-1) ?? node;
+}
+
+/** What this worker may not write is the image of another disk, and that stays as it is. */
+function checkOwn(base: BlockNode): void {
+  const path = pathOf(base);
+  if (path === null) return;
+  if (Deno.permissions.querySync({ name: "write", path }).state === "granted") return;
+  throw new BlockError(
+    "EPERM",
+    `'${base.nodeName}' (${path}) is the image of another disk, which stays as it is: a commit ` +
+      "goes into images of the disk's own, those of its snapshots",
+  );
 }

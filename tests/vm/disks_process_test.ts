@@ -217,6 +217,9 @@ Deno.test("disks are uploaded, stood upon, copied and backed up without a machin
     );
     assert(allocatedBytes < 3 * QUARTER, `zeroes take room: ${allocatedBytes}`);
     await service.call("POST", "/v1/disks", { name: "top", backing: "base" });
+    const commit = await service.request("POST", "/v1/jobs", { type: "commit", disk: "top" });
+    assertEquals(commit.status, 409);
+    assertMatch((await commit.json()).detail, /is the image of another disk, which stays as it is/);
     {
       await using guest = await boot(service, { disk: "top" });
       assertEquals(await guestHash(guest), hashOf([5, QUARTER], [0, 3 * QUARTER]));
