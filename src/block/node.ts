@@ -249,6 +249,11 @@ export abstract class BlockNode {
     return this.doResize(sizeBytes);
   }
 
+  /** Requests that wait, here or below, for a server to come back, fail now. */
+  cancelInFlight(): void {
+    for (const { node } of this.#children.values()) node.cancelInFlight();
+  }
+
   // What drivers and filters implement.
 
   /** Fills `target`, whose length is not 0, with what is at `offset`. */

@@ -149,6 +149,11 @@ export class NbdNode extends BlockNode {
     return formatNbdUri({ address: server, exportName, isTls: false });
   }
 
+  /** Those that wait for a lost connection: without one they fail. */
+  override cancelInFlight(): void {
+    for (const client of this.#clients) client.stopWaiting();
+  }
+
   /** Where it is, and how it is connected now. */
   override details(): Record<string, string | number | boolean | null> {
     const { server, exportName = "", tls } = this.#options;

@@ -74,6 +74,8 @@ export class ReconnectingClient {
   #attempt: Promise<void> | null = null;
   /** When requests stop waiting for a connection; null while there is one. */
   #deadline: number | null = null;
+  /** Lets requests go that wait for a connection. */
+  #stopWaiting = Promise.withResolvers<void>();
   #lastError: unknown = null;
   #reconnects = 0;
 
@@ -111,6 +113,14 @@ export class ReconnectingClient {
     }
   }
 
+  /** Requests that wait for a connection fail, now and until there is one again. */
+  stopWaiting(): void {
+    if (this.#deadline === null) return;
+    this.#deadline = this.#clock.now();
+    this.#stopWaiting.resolve();
+    this.#stopWaiting = Promise.withResolvers();
+  }
+
   /** Says goodbye. Requests that wait fail. */
   async close(): Promise<void> {
     this.#abort.abort(new BlockError("ESHUTDOWN", "this client is closed"));
@@ -132,7 +142,7 @@ export class ReconnectingClient {
       const timeout = new Promise<void>((resolve) => {
         cancel = this.#clock.after(deadline - this.#clock.now(), resolve);
       });
-      await Promise.race([this.#attempt, timeout]);
+      await Promise.race([this.#attempt, timeout, this.#stopWaiting.promise]);
       cancel();
     }
     if (this.#deadline === null) return this.#client;

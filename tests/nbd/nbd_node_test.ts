@@ -198,6 +198,29 @@ Deno.test("NbdNode fails requests once reconnectDelayMs has passed, and recovers
   await node.close();
 });
 
+Deno.test("NbdNode.cancelInFlight() fails what waits for the server, which may come back", async () => {
+  const server = new Server(pattern(MiB));
+  const clock = new FakeClock();
+  const node = await server.open({ reconnectDelayMs: 60_000, clock });
+  node.cancelInFlight();
+  assertEquals(await readAll(node, 0, 10), pattern(10), "what does not wait goes on");
+  server.isUp = false;
+  server.cut();
+  await settleAll();
+  const failing = assertRejects(() => readAll(node, 0, 10), BlockError, "refused");
+  await settleAll();
+  node.cancelInFlight();
+  await failing;
+  server.isUp = true;
+  // The attempt that was under way has its time.
+  await clock.advance(1_000);
+  await readAll(node, 0, 10).catch(() => {});
+  await settleAll();
+  assertEquals(await readAll(node, 0, 10), pattern(10));
+  await node.close();
+  assertEquals(clock.timerCount, 0);
+});
+
 Deno.test("NbdNode without a delay fails what was in flight, and reconnects", async () => {
   const server = new Server(pattern(MiB), { before: () => new Promise(() => {}) });
   const node = await server.open();

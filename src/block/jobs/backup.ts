@@ -178,6 +178,11 @@ class BackupDriver implements JobDriver {
     }
   }
 
+  cancel(): boolean {
+    this.#options.target.cancelInFlight();
+    return true;
+  }
+
   async run(job: Job): Promise<void> {
     const { sync } = this.#options;
     if (sync === "none") {

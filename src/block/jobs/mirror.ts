@@ -224,7 +224,9 @@ class MirrorDriver implements JobDriver {
   /** A ready job that is not cancelled by force leaves the target as it is. */
   cancel(job: Job, force: boolean): boolean {
     if (this.#isPivoting) return false;
-    return force || !job.isReady;
+    const isForced = force || !job.isReady;
+    if (isForced) this.#options.target.cancelInFlight();
+    return isForced;
   }
 
   async prepare(job: Job): Promise<void> {

@@ -1,11 +1,14 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
+import { MemoryNode } from "../../../src/block/drivers/memory.ts";
 import { BlockError } from "../../../src/block/errors.ts";
+import { startBackup } from "../../../src/block/jobs/backup.ts";
 import type { Job, JobDriver, JobOptions } from "../../../src/block/jobs/job.ts";
 import { JobTransaction } from "../../../src/block/jobs/job_transaction.ts";
+import { startMirror } from "../../../src/block/jobs/mirror.ts";
 import { STATES_OF_VERB } from "../../../src/block/jobs/types.ts";
 import { limits } from "../../../src/limits.ts";
 import { assertFails } from "../support.ts";
-import { JobRig, MiB } from "./rig.ts";
+import { fill, JobRig, MiB } from "./rig.ts";
 
 /** A job that goes as far as a test lets it. */
 class Puppet implements JobDriver {
@@ -106,6 +109,37 @@ const STATES: Record<string, (rig: JobRig) => Promise<Job>> = {
     return job;
   },
 };
+
+/** A target on a server that is gone: its writes wait, until they are told not to. */
+class LostNode extends MemoryNode {
+  #waiting: ((error: BlockError) => void)[] = [];
+
+  protected override doWrite(): Promise<void> {
+    return new Promise((_, reject) => this.#waiting.push(reject));
+  }
+
+  override cancelInFlight(): void {
+    for (const reject of this.#waiting.splice(0)) {
+      reject(new BlockError("EIO", "the server is gone"));
+    }
+  }
+}
+
+Deno.test("a job that is cancelled by force does not wait for a server that is gone", async () => {
+  for (const start of [startMirror, startBackup]) {
+    const rig = new JobRig();
+    const source = rig.memory("source");
+    const target = rig.graph.add(new LostNode({ nodeName: "target", sizeBytes: 4 * MiB }));
+    await fill(rig.device(source), 0, MiB, 0x11);
+    const job = await start(rig.layer, { jobId: "job0", source, target, sync: "full" });
+    await rig.clock.advance(100);
+    assertEquals(job.status, "running");
+    await job.cancel();
+    await rig.conclude(job);
+    assert(rig.takeEvents().includes("BLOCK_JOB_CANCELLED"), start.name);
+    await rig.close();
+  }
+});
 
 Deno.test("a job accepts each verb in the states of QEMU's table, and refuses it in all others", async () => {
   const verbs: Record<string, (job: Job) => unknown> = {
