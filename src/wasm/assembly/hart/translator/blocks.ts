@@ -32,7 +32,7 @@ import {
   blockFirst,
   blockLength,
   blockStart,
-  entryCount,
+  hasCases,
   isBranch,
   isForInterpreter,
   lengthOf,
@@ -44,7 +44,9 @@ import {
 } from "./discover";
 import { emitFloatCheck, isFloat } from "./float";
 import { emitInstruction, emitX, noteUse, setXFromStack } from "./instructions";
+import { emitCases } from "./indirect";
 import * as l from "./locals";
+import { emitForgetPages } from "./memory_access";
 import { IMPORT_READ_PAGE, IMPORT_WRITE_PAGE } from "./module";
 import { ENTRY_BITS } from "./regions";
 import { emitEdge, emitStructure, isLoopHead } from "./structure";
@@ -74,6 +76,7 @@ export function emitFunction(): void {
     for (let i: u32 = 0; i < blockLength(block); i++) noteUse(first + i);
   }
   l.declareLocals();
+  emitForgetPages();
   emitLoads();
   const out = w.block();
   const top = w.loop();
@@ -354,6 +357,7 @@ function emitEnd(block: u32, slot: u64): bool {
     w.byte(w.I64_AND);
     w.set(l.PC);
     if (opcode === op.OP_JALR) emitLink(slot);
+    if (hasCases(block)) emitCases();
     w.branch(jumpLabel);
   } else {
     return false;

@@ -11,9 +11,10 @@
  * interpreter must execute.
  *
  * SCRATCH holds
- *   MARKS     u8 a half-word of each page: VISITED, LEADER, ENTRY
+ *   MARKS     u8 a half-word of each page: VISITED, LEADER, ENTRY, SEED, BEHIND
  *   BLOCK_OF  u16 a half-word of each page: number of the block that begins there + 1
  *   PAGES     {i32 distance from base in pages, u32 RAM page, u32 decoded code}
+ *   CASES     u32: blocks that jumps to a register's value are expected to go to
  *   QUEUE     i32: distances to be followed
  *   BLOCKS    see block*() below
  *   SLOTS     {u64 slot, i32 distance, u32 page of its access}
@@ -25,6 +26,7 @@ import { area, SCRATCH } from "./area";
 import {
   BLOCK_INSTRUCTIONS,
   REGION_BLOCKS,
+  REGION_CASES,
   REGION_ENTRIES,
   REGION_INSTRUCTIONS,
   REGION_PAGES,
@@ -36,6 +38,7 @@ const BLOCK_OF: u32 = MARKS + REGION_PAGES * MARKS_STRIDE;
 const BLOCK_OF_STRIDE: u32 = 4096;
 const PAGES: u32 = BLOCK_OF + REGION_PAGES * BLOCK_OF_STRIDE;
 const PAGE_STRIDE: u32 = 16;
+const CASES: u32 = PAGES + 0x200;
 const QUEUE: u32 = PAGES + 0x400;
 const QUEUE_LIMIT: u32 = 4096;
 const BLOCKS: u32 = QUEUE + 4 * QUEUE_LIMIT;
@@ -49,6 +52,10 @@ export const DISCOVER_END: u32 = SLOTS + 2 * REGION_INSTRUCTIONS * SLOT_STRIDE;
 const VISITED: u32 = 1;
 const LEADER: u32 = 2;
 const ENTRY: u32 = 4;
+/** It was seeded. */
+const SEED: u32 = 8;
+/** It comes after a call, or after an instruction that the interpreter executes. */
+const BEHIND: u32 = 16;
 
 const NONE: u32 = ~0;
 
@@ -63,6 +70,8 @@ export let pageCount: u32 = 0;
 export let blockCount: u32 = 0;
 export let slotCount: u32 = 0;
 export let entryCount: u32 = 0;
+/** Blocks that were seeded since control came there: the likely targets of indirect jumps. */
+export let caseCount: u32 = 0;
 
 // ---- what was found -----------------------------------------------------------------------------
 
@@ -103,11 +112,22 @@ export function blockEntry(block: u32): i32 {
 
 /** Blocks where control may go from a block: successorCount of them. */
 export function successor(block: u32, which: u32): u32 {
+  if (hasCases(block)) return caseBlock(which);
   return load<u32>(blockAddress(block) + (which << 2), 16);
 }
 
 export function successorCount(block: u32): u32 {
+  if (hasCases(block)) return caseCount;
   return load<u32>(blockAddress(block), 24);
+}
+
+/** Whether it ends with an indirect jump that may go to any of the cases. */
+export function hasCases(block: u32): bool {
+  return load<u32>(blockAddress(block), 28) !== 0;
+}
+
+export function caseBlock(which: u32): u32 {
+  return load<u32>(scratch + CASES + (which << 2));
 }
 
 export function slotAt(index: u32): u64 {
@@ -197,6 +217,7 @@ export function beginDiscovery(pc: u64, limit: u32): void {
   blockCount = 0;
   slotCount = 0;
   entryCount = 0;
+  caseCount = 0;
   memory.fill(scratch + MARKS, 0, PAGES - MARKS);
 }
 
@@ -204,7 +225,7 @@ export function beginDiscovery(pc: u64, limit: u32): void {
 export function seed(pc: u64): void {
   const distance = pc - base;
   if (<i64>distance < -0x4000_0000 || <i64>distance > 0x4000_0000) return;
-  follow(<i32>distance, ENTRY);
+  follow(<i32>distance, ENTRY | SEED);
 }
 
 /** Whether there is anything to be translated. */
@@ -213,6 +234,8 @@ export function discover(): bool {
     walk(load<i32>(scratch + QUEUE + (next << 2)));
   }
   for (let page: u32 = 0; page < pageCount; page++) makeBlocks(page);
+  // Where there are too many, they are hardly those of one switch.
+  if (caseCount > REGION_CASES) caseCount = 0;
   for (let block: u32 = 0; block < blockCount; block++) addSuccessors(block);
   return entryCount > 0;
 }
@@ -313,11 +336,11 @@ function followEnd(slot: u64, opcode: u32, distance: i32, next: i32): void {
     follow(targetOf(slot, distance), 0);
   } else if (opcode === op.OP_JAL || opcode === op.OP_JAL_FAR) {
     follow(targetOf(slot, distance), 0);
-    follow(next, ENTRY);
+    follow(next, ENTRY | BEHIND);
   } else if (opcode === op.OP_JALR) {
-    follow(next, ENTRY);
+    follow(next, ENTRY | BEHIND);
   } else if (opcode !== op.OP_JR && !isReturn(opcode)) {
-    follow(next, ENTRY);
+    follow(next, ENTRY | BEHIND);
   }
 }
 
@@ -332,17 +355,19 @@ function makeBlocks(page: u32): void {
     const bits = <u32>load<u8>(marks + half);
     if ((bits & (VISITED | LEADER)) !== (VISITED | LEADER)) continue;
     const distance = (pageDistance(page) << 12) + <i32>(half << 1);
-    makeBlock(page, distance, (bits & ENTRY) !== 0);
+    makeBlock(page, distance, bits);
   }
 }
 
-function makeBlock(page: u32, start: i32, isEntry: bool): void {
+function makeBlock(page: u32, start: i32, marks: u32): void {
   if (blockCount === BLOCK_LIMIT || slotCount >= 2 * REGION_INSTRUCTIONS - 64) return;
   const address = blockAddress(blockCount);
   memory.fill(address, 0, BLOCK_STRIDE);
   store<i32>(address, start);
   store<u32>(address, slotCount, 4);
-  store<i32>(address, isEntry && entryCount < REGION_ENTRIES ? entryCount++ : -1, 12);
+  const isEntry = (marks & ENTRY) !== 0 && entryCount < REGION_ENTRIES;
+  store<i32>(address, isEntry ? entryCount++ : -1, 12);
+  if ((marks & (SEED | BEHIND)) === SEED) addCase(blockCount);
   let distance = start;
   let length: u32 = 0;
   while (true) {
@@ -365,6 +390,10 @@ function makeBlock(page: u32, start: i32, isEntry: bool): void {
   store<u16>(place, <u16>blockCount);
 }
 
+function addCase(block: u32): void {
+  if (caseCount <= REGION_CASES) store<u32>(scratch + CASES + (caseCount++ << 2), block);
+}
+
 /** Where the block ends, from base: where control goes if nothing else is said. */
 export function blockEnd(block: u32): i32 {
   const last = blockFirst(block) + blockLength(block) - 1;
@@ -382,9 +411,17 @@ function addSuccessors(block: u32): void {
     addSuccessor(block, blockEnd(block));
   } else if (opcode >= op.OP_J && opcode <= op.OP_JAL_FAR) {
     addSuccessor(block, targetOf(slot, distance));
+  } else if (isSwitch(slot, opcode)) {
+    store<u32>(blockAddress(block), caseCount > 0 ? 1 : 0, 28);
   } else if (!endsBlock(opcode)) {
     addSuccessor(block, blockEnd(block));
   }
+}
+
+/** A jump, or a call, to what is in a register, and no return. */
+function isSwitch(slot: u64, opcode: u32): bool {
+  const rs1 = (<u32>slot >> 11) & 31;
+  return opcode === op.OP_JALR || (opcode === op.OP_JR && rs1 !== 1 && rs1 !== 5);
 }
 
 function addSuccessor(block: u32, distance: i32): void {

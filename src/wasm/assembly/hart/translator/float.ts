@@ -133,14 +133,14 @@ function emitFloatAccess(opcode: u32, slot: u64): void {
   const isWord = opcode === op.OP_FLW || opcode === op.OP_FSW;
   const isStore = opcode >= op.OP_FSW;
   if (!isStore && isWord) w.i64Const(BOX);
-  emitHostAddress(fieldRs1(slot), <i64>slot >> 32, isWord ? 2 : 3, isStore);
+  const offset = emitHostAddress(fieldRs1(slot), <i64>slot >> 32, isWord ? 2 : 3, isStore);
   if (isStore) {
     if (isWord) emitFBits(fieldRs2(slot));
     else emitF(fieldRs2(slot));
-    w.access(isWord ? w.I64_STORE32 : w.F64_STORE, 0);
+    w.access(isWord ? w.I64_STORE32 : w.F64_STORE, offset);
     return;
   }
-  w.access(isWord ? w.I64_LOAD32_U : w.F64_LOAD, 0);
+  w.access(isWord ? w.I64_LOAD32_U : w.F64_LOAD, offset);
   if (isWord) {
     w.byte(w.I64_OR);
     w.byte(w.F64_REINTERPRET);

@@ -1,13 +1,12 @@
 /**
- * The locals of a region's function. Registers of the guest that the region uses have one each;
- * so have the pages that were accessed last: the address of each (`tag`) and what is added to a
- * guest's address on it (`delta`). There is one of them for the loads, and one for the stores,
- * relative to one value of a base register within a block; and for all those relative to what the
- * register holds when a block begins.
+ * The locals of a region's function: registers of the guest that the region uses have one each. And
+ * which pages are kept (memory_access.ts): one for the loads, and one for the stores, relative to
+ * one value of a base register within a block; and for all those relative to what the register
+ * holds when a block begins.
  *
  *   parameters   hart, handle, base
- *   i32          LEFT ... FLOAT, deltas
- *   i64          PC ... , x registers, tags
+ *   i32          LEFT ... FLOAT
+ *   i64          PC ... , x registers
  *   f64          FLOAT_RESULT, f registers
  */
 
@@ -30,14 +29,14 @@ export const ADDRESS: u32 = 7;
 export const RESULT32: u32 = 8;
 /** FLOAT_DIRTY and FLOAT_HOST. */
 export const FLOAT: u32 = 9;
-const FIRST_DELTA: u32 = 10;
 
 /** Sets of registers, a bit each. */
 export let usedX: u32 = 0;
 export let writtenX: u32 = 0;
 export let usedF: u32 = 0;
 export let writtenF: u32 = 0;
-let pageCount: u32 = 0;
+/** Pages that are kept. */
+export let pageCount: u32 = 0;
 /** Registers that the block has written. */
 let newValues: u32 = 0;
 
@@ -51,9 +50,8 @@ const CURRENT_PAGES: u32 = 0;
 const FIRST_PAGES: u32 = 64;
 
 /** First local of each kind. */
-export let PC: u32 = 0;
+export const PC: u32 = 10;
 let firstX: u32 = 0;
-let firstTag: u32 = 0;
 export let FLOAT_RESULT: u32 = 0;
 let firstF: u32 = 0;
 
@@ -149,10 +147,8 @@ export function declareLocals(): void {
   // x0 is a constant.
   usedX &= ~1;
   writtenX &= ~1;
-  PC = FIRST_DELTA + pageCount;
   firstX = PC + I64_COUNT;
-  firstTag = firstX + popcnt(usedX);
-  FLOAT_RESULT = firstTag + pageCount;
+  FLOAT_RESULT = firstX + popcnt(usedX);
   firstF = FLOAT_RESULT + 1;
   w.unsigned(3);
   w.unsigned(PC - LEFT);
@@ -161,14 +157,7 @@ export function declareLocals(): void {
   w.byte(w.I64);
   w.unsigned(1 + popcnt(usedF));
   w.byte(w.F64);
-  for (let tag = firstTag; tag < FLOAT_RESULT; tag++) {
-    w.i64Const(NO_TAG);
-    w.set(tag);
-  }
 }
-
-/** No page: the bit is not in any mask. */
-const NO_TAG: i64 = 0x800;
 
 function rank(set: u32, register: u32): u32 {
   return popcnt(set & ((1 << register) - 1));
@@ -180,12 +169,4 @@ export function localX(register: u32): u32 {
 
 export function localF(register: u32): u32 {
   return firstF + rank(usedF, register);
-}
-
-export function tagOf(page: u32): u32 {
-  return firstTag + page;
-}
-
-export function deltaOf(page: u32): u32 {
-  return FIRST_DELTA + page;
 }

@@ -1,22 +1,61 @@
 /**
- * Loads and stores. The page that a base register's value last led to is in locals (locals.ts); one
- * comparison says that an access is on it and aligned. Else a function of the module looks into the
- * TLB, and at last a helper for the page; it gives the address in this memory, or 0: then the
- * interpreter executes the instruction, which faults, crosses pages or goes to a device.
+ * Loads and stores. The page that a base register's value last led to is kept: its address (`tag`)
+ * and what is added to a guest's address on it (`delta`). One comparison says that an access is on
+ * it and aligned. Else a function of the module looks into the TLB, and at last a helper for the
+ * page; it gives the address in this memory, or 0: then the interpreter executes the instruction,
+ * which faults, crosses pages or goes to a device.
+ *
+ * Pages are in globals of the module, since locals that change on a way that is hardly ever taken
+ * cost registers, and moves, on the usual one. They hold for one activation.
  */
 
 import * as op from "../opcodes";
 import { currentPage, emitStep } from "./blocks";
 import { emitX } from "./instructions";
 import * as l from "./locals";
-import { LOOKUP_READ, LOOKUP_WRITE } from "./module";
+import { GLOBAL_IMPORTS, LOOKUP_READ, LOOKUP_WRITE } from "./module";
 import * as w from "./writer";
+
+/** No page: the bit is not in any mask. */
+const NO_TAG: i64 = 0x800;
+
+/** Globals of the module: behind what is imported, the address and the distance of each page. */
+function tagOf(page: u32): u32 {
+  return GLOBAL_IMPORTS + 2 * page;
+}
+
+function deltaOf(page: u32): u32 {
+  return GLOBAL_IMPORTS + 2 * page + 1;
+}
+
+/** Declares the globals: the contents of the section. */
+export function writePageGlobals(): void {
+  w.unsigned(2 * l.pageCount);
+  for (let page: u32 = 0; page < l.pageCount; page++) {
+    w.byte(w.I64);
+    w.byte(1); // mutable
+    w.i64Const(NO_TAG);
+    w.byte(0x0b);
+    w.byte(w.I32);
+    w.byte(1);
+    w.i32Const(0);
+    w.byte(0x0b);
+  }
+}
+
+/** What an activation begins with: no page is known. */
+export function emitForgetPages(): void {
+  for (let page: u32 = 0; page < l.pageCount; page++) {
+    w.i64Const(NO_TAG);
+    w.globalSet(tagOf(page));
+  }
+}
 
 /** Loads, and leaves the value, extended, on the stack. */
 export function emitLoad(opcode: u32, base: u32, imm: i64): void {
   const funct3 = opcode - op.OP_LB;
-  emitHostAddress(base, imm, funct3 & 3, false);
-  w.access(loadOpcode(funct3), 0);
+  const offset = emitHostAddress(base, imm, funct3 & 3, false);
+  w.access(loadOpcode(funct3), offset);
 }
 
 function loadOpcode(funct3: u32): u32 {
@@ -40,32 +79,31 @@ function loadOpcode(funct3: u32): u32 {
 
 export function emitStore(opcode: u32, base: u32, imm: i64, source: u32): void {
   const sizeLog = opcode - op.OP_SB;
-  emitHostAddress(base, imm, sizeLog, true);
+  const offset = emitHostAddress(base, imm, sizeLog, true);
   emitX(source);
-  if (sizeLog === 0) w.access(w.I64_STORE8, 0);
-  else if (sizeLog === 1) w.access(w.I64_STORE16, 0);
-  else if (sizeLog === 2) w.access(w.I64_STORE32, 0);
-  else w.access(w.I64_STORE, 0);
+  if (sizeLog === 0) w.access(w.I64_STORE8, offset);
+  else if (sizeLog === 1) w.access(w.I64_STORE16, offset);
+  else if (sizeLog === 2) w.access(w.I64_STORE32, offset);
+  else w.access(w.I64_STORE, offset);
 }
 
-/** Leaves on the stack the address in this memory of x[base] + imm. */
-export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool): void {
-  const tag = l.tagOf(currentPage);
-  const delta = l.deltaOf(currentPage);
+/**
+ * Leaves an address on the stack, to which the access must add the offset that is returned: it is
+ * then that of x[base] + imm in this memory.
+ */
+export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool): u32 {
+  const tag = tagOf(currentPage);
+  const delta = deltaOf(currentPage);
   const size: i64 = 1 << sizeLog;
-  emitX(base);
-  if (imm !== 0) {
-    w.i64Const(imm);
-    w.byte(w.I64_ADD);
-  }
-  w.tee(l.va());
+  emitVirtualAddress(base, imm);
   w.i64Const(~0xfff | (size - 1));
   w.byte(w.I64_AND);
-  w.get(tag);
+  w.globalGet(tag);
   w.byte(w.I64_NE);
   w.ifUnlikely();
   w.get(l.HART);
-  w.get(l.va());
+  emitVirtualAddress(base, imm);
+  w.tee(l.va());
   w.i32Const(<i32>size);
   w.call(isWrite ? LOOKUP_WRITE : LOOKUP_READ);
   w.tee(l.ADDRESS);
@@ -77,14 +115,26 @@ export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool
   w.get(l.va());
   w.byte(w.I32_WRAP);
   w.byte(w.I32_SUB);
-  w.set(delta);
+  w.globalSet(delta);
   w.get(l.va());
   w.i64Const(~0xfff);
   w.byte(w.I64_AND);
-  w.set(tag);
+  w.globalSet(tag);
   w.end();
-  w.get(l.va());
+  emitX(base);
   w.byte(w.I32_WRAP);
-  w.get(delta);
+  w.globalGet(delta);
   w.byte(w.I32_ADD);
+  // Guest memory does not begin at 0: what is on the stack can't have wrapped around.
+  if (imm >= 0) return <u32>imm;
+  w.i32Const(<i32>imm);
+  w.byte(w.I32_ADD);
+  return 0;
+}
+
+function emitVirtualAddress(base: u32, imm: i64): void {
+  emitX(base);
+  if (imm === 0) return;
+  w.i64Const(imm);
+  w.byte(w.I64_ADD);
 }

@@ -3,12 +3,13 @@
  *
  *   types     f: the region's function; and those of the helpers
  *   imports   memory, the table, the region's index in it (a constant), helpers
+ *   globals   pages that are kept for accesses
  *   elements  f into the table at that index
  *   hints     branches that are hardly ever taken
  *   code      f
  *
- * Its bytes depend on nothing but the guest's code, so V8, which keeps compiled modules by their
- * bytes, compiles what several harts or machines translate but once.
+ * Its bytes depend on nothing but the guest's code and the size of the memory, so V8, which keeps
+ * compiled modules by their bytes, compiles what several harts or machines translate but once.
  */
 
 import { hostTicks, installRegion } from "../board/env";
@@ -27,6 +28,7 @@ import {
   wantedCount,
   wantedPlace,
 } from "./regions";
+import { writePageGlobals } from "./memory_access";
 import {
   addStatistic,
   countStatistic,
@@ -57,6 +59,9 @@ const IMPORT_COUNT: u32 = 11;
 export const LOOKUP_READ: u32 = IMPORT_COUNT;
 export const LOOKUP_WRITE: u32 = IMPORT_COUNT + 1;
 const REGION: u32 = IMPORT_COUNT + 2;
+
+/** Globals that are imported: the region's index. */
+export const GLOBAL_IMPORTS: u32 = 1;
 
 const TYPE_PAGE: u32 = 1; // (i64, i32) -> i32
 const TYPE_BINARY: u32 = 2; // (i64, i64) -> i64
@@ -123,6 +128,7 @@ const CUSTOM: u32 = 0;
 const TYPES: u32 = 1;
 const IMPORTS: u32 = 2;
 const FUNCTIONS: u32 = 3;
+const GLOBALS: u32 = 6;
 const ELEMENTS: u32 = 9;
 const CODE: u32 = 10;
 
@@ -152,6 +158,9 @@ function writeModule(): u32 {
   w.unsigned(TYPE_LOOKUP);
   w.unsigned(0);
   endSection(functions);
+  const globals = beginSection(GLOBALS);
+  writePageGlobals();
+  endSection(globals);
   writeElements();
   writeHints();
   const code = beginSection(CODE);
@@ -210,8 +219,9 @@ function writeImports(): void {
   writeName(0x65, 0x6d); // "e" "m": memory, shared
   w.byte(2);
   w.byte(3);
-  w.unsigned(1);
-  w.unsigned(65536);
+  // It never grows, and V8 keeps a size that can't change in a register.
+  w.unsigned(memory.size());
+  w.unsigned(memory.size());
   writeName(0x65, 0x74); // "e" "t": table of functions
   w.byte(1);
   w.byte(0x70);

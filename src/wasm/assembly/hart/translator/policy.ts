@@ -46,6 +46,8 @@ export function instructionLimit(generation: u32): u32 {
   return min(250 << generation, REGION_INSTRUCTIONS);
 }
 
+/** Targets that indirect jumps look for in the region itself. */
+export const REGION_CASES: u32 = 16;
 /** Ways into a region. */
 export const REGION_ENTRIES: u32 = 64;
 /** A longer run of instructions is cut: exits count back from its end in 7 bits. */

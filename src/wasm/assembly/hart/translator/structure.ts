@@ -196,7 +196,10 @@ function emitDispatch(list: u32, count: u32): void {
     last = block;
     greatest = max(greatest, numberOf(block));
   }
+  const head = listed(list);
   if (ways > 4) {
+    // Mostly a loop is continued, not entered.
+    if (node(head, LOOP) !== 0) emitWay(head);
     w.get(SELECTOR);
     w.byte(0x0e); // br_table
     w.unsigned(greatest + 1);
@@ -209,13 +212,16 @@ function emitDispatch(list: u32, count: u32): void {
   }
   for (let i: u32 = 0; i < count; i++) {
     const block = listed(list + (i << 1));
-    if (node(block, DISPATCHED) === 0 || block === last) continue;
-    w.get(SELECTOR);
-    w.i32Const(numberOf(block));
-    w.byte(w.I32_EQ);
-    w.branchIf(node(block, LABEL));
+    if (node(block, DISPATCHED) !== 0 && block !== last) emitWay(block);
   }
   w.branch(node(last, LABEL));
+}
+
+function emitWay(block: u32): void {
+  w.get(SELECTOR);
+  w.i32Const(numberOf(block));
+  w.byte(w.I32_EQ);
+  w.branchIf(node(block, LABEL));
 }
 
 function blockOfNumber(list: u32, count: u32, number: u32): u32 {

@@ -178,6 +178,16 @@ export function tee(local: u32): void {
   unsigned(local);
 }
 
+export function globalGet(global: u32): void {
+  byte(0x23);
+  unsigned(global);
+}
+
+export function globalSet(global: u32): void {
+  byte(0x24);
+  unsigned(global);
+}
+
 export function i32Const(value: i32): void {
   byte(0x41);
   signed(value);
