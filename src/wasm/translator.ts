@@ -203,8 +203,10 @@ export function readTranslatorFigures(
     }
     return total;
   };
-  const ms = (ticks: number) => Math.max(0, Math.round(ticks / TICKS_PER_MS));
-  const [run, translated, making] = [sum("runTicks"), sum("translatedTicks"), sum("makeTicks")];
+  const ms = (ticks: number) => Math.round(ticks / TICKS_PER_MS);
+  const [run, making] = [sum("runTicks"), sum("makeTicks")];
+  // Told from some entries, it may be a little too much.
+  const translated = Math.max(0, Math.min(sum("translatedTicks"), run - making));
   const steps = {
     memory: sum("stepMemory"),
     csr: sum("stepCsr"),
@@ -227,7 +229,7 @@ export function readTranslatorFigures(
     // The harts go on while they are read.
     interpreted: Math.max(0, sum("executed") - instructions),
     timeMs: {
-      interpreter: ms(run - translated - making),
+      interpreter: ms(Math.max(0, run - translated - making)),
       translated: ms(translated),
       making: ms(making),
     },

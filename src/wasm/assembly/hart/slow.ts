@@ -316,12 +316,12 @@ function enterTranslated(handle: u32): bool {
 }
 
 /** The clock is read for one entry in so many, at random: reading it takes as long as some take. */
-const ENTRIES_OF_A_TIMED_ONE: u64 = 64;
+const ENTRIES_OF_A_TIMED_ONE: u64 = 16;
 let timing: u32 = 1;
 
 function isTimed(): bool {
   timing = timing * 1664525 + 1013904223;
-  return timing >>> 26 === 0;
+  return timing >>> 28 === 0;
 }
 
 /** Translated code was left for `pc`, which it knows no entry at. */

@@ -26,7 +26,7 @@ export const STAT_REFUSED: u32 = 11;
 export const STAT_FAILED: u32 = 12;
 /** Instructions of the hart, in whichever tier. */
 export const STAT_INSTRUCTIONS: u32 = 13;
-/** Host time, in ticks: of the hart's run, in translated code (of one entry in 64), for making it. */
+/** Host time, in ticks: of the hart's run, in translated code (of one entry in 16), for making it. */
 export const STAT_RUN_TICKS: u32 = 14;
 export const STAT_TRANSLATED_TICKS: u32 = 15;
 export const STAT_MAKE_TICKS: u32 = 16;
