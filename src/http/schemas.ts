@@ -255,6 +255,7 @@ export const VmSchema = z.object({
       translated: z.int().describe("Told from a part of the entries into translated code"),
       making: z.int().describe("For translated code; compiling goes on in the background"),
     }).describe("Where the time of the harts went while they ran"),
+    hops: z.int().describe("How often control went from one piece to another"),
     exits: z.object({
       jump: z.int().describe("Code that was not translated came next"),
       budget: z.int().describe("It was time to look around"),

@@ -36,6 +36,7 @@ const HELPERS = [
   "fusedOperation",
   "atomicOperation",
   "csrOperation",
+  "findRegion",
 ];
 
 /** By how much the table grows, so that it need not grow for each region. */
@@ -109,7 +110,8 @@ export type TranslatorStatistic =
   | "stepTrap"
   | "stepReturn"
   | "stepWait"
-  | "stepFence";
+  | "stepFence"
+  | "hops";
 
 /** In the order of STAT_*. */
 const STATISTICS: readonly TranslatorStatistic[] = [
@@ -138,6 +140,7 @@ const STATISTICS: readonly TranslatorStatistic[] = [
   "stepReturn",
   "stepWait",
   "stepFence",
+  "hops",
 ];
 
 /** A figure of a hart's translator, out of the machine's memory. */
@@ -171,6 +174,8 @@ export interface TranslatorFigures {
   interpreted: number;
   /** Where the harts' time went: into interpreting, translated code, and making that. */
   timeMs: { interpreter: number; translated: number; making: number };
+  /** How often control went from region to region. */
+  hops: number;
   /** How often translated code was left: why. */
   exits: {
     jump: number;
@@ -226,6 +231,7 @@ export function readTranslatorFigures(
     dropped: sum("dropped"),
     compileMs: Math.round(sum("compileUs") / 1000),
     instructions,
+    hops: sum("hops"),
     // The harts go on while they are read.
     interpreted: Math.max(0, sum("executed") - instructions),
     timeMs: {

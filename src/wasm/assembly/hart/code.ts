@@ -40,6 +40,7 @@ import { ramAddress, translateFetch } from "./mmu";
 import { OP_PAGE_END, OP_TRANSLATED } from "./opcodes";
 import { isPmpUniform } from "./pmp";
 import {
+  bumpEpoch,
   codeWrites,
   FETCH_TLB_BASE,
   flushFetchTlb,
@@ -60,6 +61,7 @@ import {
   findEntry,
   forgetPage,
   hasRegions,
+  hasRetired,
   pageAt,
   pageListCount,
 } from "./translator/regions";
@@ -180,6 +182,7 @@ export function dropStaleCode(): void {
 
 /** The same for translations; the flags of pages that are decoded too are left for that. */
 function dropStaleRegions(smp: bool): void {
+  if (hasRetired()) bumpEpoch();
   for (let position: u32 = 0; position < pageListCount();) {
     const ramPage = pageAt(position);
     const flag: u32 = CODE_FLAGS + ramPage;

@@ -18,6 +18,7 @@ export {
   multiplyHigh,
   multiplyHighMixed,
   multiplyHighUnsigned,
+  findRegion,
   readPage,
   reverseBytes,
   writePage,

@@ -193,7 +193,10 @@ export const DECODE_BASE: u32 = CODE_FLAGS + MAX_RAM_PAGES;
 export const DECODE_STRIDE: u32 = 0x0200_0000; // 32 MiB a hart
 
 export const TRANSLATOR_BASE: u32 = (DECODE_BASE + MAX_HARTS * DECODE_STRIDE + 0xffff) & ~0xffff;
-export const TRANSLATOR_STRIDE: u32 = 0x00d0_0000; // 13 MiB a hart
+export const TRANSLATOR_STRIDE: u32 = 0x00e0_0000; // 14 MiB a hart
+/** Of a hart's area there, the tables of translator/jump_cache.ts. */
+export const JUMP_CACHES: u32 = 0x00d0_0000;
+export const JUMP_CACHES_BYTES: u32 = 0x0010_0000;
 
 /** Guest RAM: offset in the memory, guest physical address. */
 export const RAM_BASE: u32 = TRANSLATOR_BASE + MAX_HARTS * TRANSLATOR_STRIDE;

@@ -58,7 +58,6 @@ import {
   HART_LAST_BASE,
   HART_LAST_HANDLE,
   HART_LEFT,
-  jumpCache,
   MSTATUS,
   MSTATUS_TSR,
   MSTATUS_TVM,
@@ -79,6 +78,7 @@ import {
   MISSES_OF_HOPS,
   samplePeriod,
 } from "./translator/policy";
+import { jumpCache } from "./translator/jump_cache";
 import { notePlace } from "./translator/profile";
 import { rebuild } from "./translator/module";
 import { enter, ENTRY_BITS, entryBase, hasPage, noteMiss } from "./translator/regions";
@@ -88,6 +88,7 @@ import {
   countStep,
   STAT_BUDGETS,
   STAT_ENTRIES,
+  STAT_HOPS,
   STAT_JUMPS,
   STAT_REFUSED,
   STAT_RETIRED,
@@ -301,6 +302,7 @@ function enterTranslated(handle: u32): bool {
   }
   const retired = budget - load<i32>(hart, HART_LEFT);
   addStatistic(STAT_RETIRED, <u64><i64>retired);
+  addStatistic(STAT_HOPS, load<u32>(hart, HART_HOPS));
   setLeft(left - retired);
   keepSample(rest);
   refreshFloat();

@@ -14,7 +14,6 @@
  *        + ...    fetch TLBs: one a privilege mode
  *        + 0x1f000  a set of pages whose code is known to be in place
  *        + 0x1f800  figures of the tiers
- *        + 0x20000  jump caches of translated code: one a privilege mode
  *        + 0x60000  samples for a profiler (sampler.ts)
  *
  * Between `run` calls, pc, privilege and instret in memory are exact. Inside the interpreter's loop
@@ -32,6 +31,10 @@ import {
   HART_PRIV,
   HART_STRIDE,
   HART_X,
+  JUMP_CACHES,
+  JUMP_CACHES_BYTES,
+  TRANSLATOR_BASE,
+  TRANSLATOR_STRIDE,
 } from "./layout";
 
 /** Address of this instance's hart block, and the hart's number. Set once, by `bind`. */
@@ -178,18 +181,7 @@ export const FETCH_TLB_END: u32 = FETCH_TLB_BASE + 4 * TLB_BYTES;
 /** A page address has its low 12 bits clear: this one never matches. */
 export const TLB_EMPTY: u8 = 0xff;
 
-// ---- jump caches --------------------------------------------------------------------------------
-
-/** By privilege: entries of translated code by the guest's address (translator/area.ts). */
-const JUMP_CACHE_BASE: u32 = 0x20000;
-const JUMP_CACHE_BYTES: u32 = 0x10000;
-/** Byte offset of an entry: (pc << 4) & JUMP_CACHE_MASK. */
-export const JUMP_CACHE_MASK: u32 = JUMP_CACHE_BYTES - 32;
-
-/** The jump cache of the current privilege. */
-export function jumpCache(): u32 {
-  return hart + JUMP_CACHE_BASE + getPriv() * JUMP_CACHE_BYTES;
-}
+// ---- epochs ------------------------------------------------------------------------------------
 
 /** One bit a hash of a page's address: pages whose place was taken for granted in this epoch. */
 const CODE_PAGES: u32 = 0x1f000;
@@ -204,14 +196,21 @@ export function bumpEpoch(): void {
   store<u32>(hart, epoch, HART_EPOCH);
   memory.fill(hart + CODE_PAGES, 0, CODE_PAGES_BYTES);
   // Once in 2^32 changes an old entry might look new.
-  if (epoch === 0) memory.fill(hart + JUMP_CACHE_BASE, 0, 4 * JUMP_CACHE_BYTES);
+  if (epoch === 0) clearJumpCaches();
+}
+
+/** Address of the jump caches (translator/jump_cache.ts). */
+export function jumpCaches(): u32 {
+  return TRANSLATOR_BASE + hartId * TRANSLATOR_STRIDE + JUMP_CACHES;
+}
+
+function clearJumpCaches(): void {
+  memory.fill(jumpCaches(), 0, JUMP_CACHES_BYTES);
 }
 
 /** The state after a reset, when there are no regions: epochs begin anew. */
 export function resetEpoch(): void {
-  if (load<u32>(hart, HART_LAST_HANDLE) !== 0) {
-    memory.fill(hart + JUMP_CACHE_BASE, 0, 4 * JUMP_CACHE_BYTES);
-  }
+  if (load<u32>(hart, HART_LAST_HANDLE) !== 0) clearJumpCaches();
   store<u32>(hart, 0, HART_EPOCH);
 }
 

@@ -12,12 +12,7 @@
  *   + BODY         the code of the function that is being made                       1 MiB
  *   + HINTS        places of unlikely branches in it                                 128 KiB
  *   + MODULE       the finished module, for the host to compile                      1.5 MiB
- *
- * Jump caches are in the hart block, one a privilege: JUMP_CACHE_ENTRIES entries of 32 bytes
- *
- *   {u64 pc, u64 base, u32 epoch, u32 handle}
- *
- * which generated code reads itself.
+ *   + JUMP_CACHES  see jump_cache.ts                                                 1 MiB
  */
 
 import { TRANSLATOR_BASE, TRANSLATOR_STRIDE } from "../layout";

@@ -20,7 +20,6 @@ import {
   HART_LAST_BASE,
   HART_LAST_HANDLE,
   HART_LEFT,
-  JUMP_CACHE_MASK,
   TLB_MASK,
   TLB_SHIFT,
   TLB_WRITE,
@@ -46,8 +45,9 @@ import { emitFloatCheck, isFloat } from "./float";
 import { emitInstruction, emitX, noteUse, setXFromStack } from "./instructions";
 import { emitCases } from "./indirect";
 import * as l from "./locals";
+import { JUMP_CACHE_FOLD, JUMP_CACHE_MASK } from "./jump_cache";
 import { emitForgetPages } from "./memory_access";
-import { IMPORT_READ_PAGE, IMPORT_WRITE_PAGE } from "./module";
+import { IMPORT_FIND, IMPORT_READ_PAGE, IMPORT_WRITE_PAGE } from "./module";
 import { ENTRY_BITS } from "./regions";
 import { emitEdge, emitStructure, isLoopHead } from "./structure";
 import * as w from "./writer";
@@ -213,11 +213,18 @@ function emitJump(out: u32, top: u32): void {
   w.i32Const(0);
   w.byte(w.I32_LE_S);
   w.branchIfUnlikely(out);
+  const found = w.block();
+  const miss = w.block();
   loadField(w.I32_LOAD, HART_JUMP_CACHE);
   w.get(l.PC);
   w.byte(w.I32_WRAP);
   w.i32Const(4);
   w.byte(w.I32_SHL);
+  w.get(l.PC);
+  w.byte(w.I32_WRAP);
+  w.i32Const(JUMP_CACHE_FOLD);
+  w.byte(w.I32_SHR_U);
+  w.byte(w.I32_XOR);
   w.i32Const(JUMP_CACHE_MASK);
   w.byte(w.I32_AND);
   w.byte(w.I32_ADD);
@@ -225,12 +232,18 @@ function emitJump(out: u32, top: u32): void {
   w.access(w.I64_LOAD, 0);
   w.get(l.PC);
   w.byte(w.I64_NE);
-  w.branchIfUnlikely(out);
+  w.branchIfUnlikely(miss);
   w.get(l.ADDRESS);
   w.access(w.I32_LOAD, 16);
   loadField(w.I32_LOAD, HART_EPOCH);
-  w.byte(0x47); // i32.ne
+  w.byte(w.I32_EQ);
+  w.branchIf(found);
+  w.end();
+  w.get(l.PC);
+  w.call(IMPORT_FIND);
+  w.byte(w.I32_EQZ);
   w.branchIfUnlikely(out);
+  w.end();
   w.get(l.ADDRESS);
   w.access(w.I64_LOAD, 8);
   w.set(l.nextBase());

@@ -1,6 +1,7 @@
 /** What generated code calls: the host passes these functions on, in the order of module.ts. */
 
 import { executeAtomic } from "../atomics";
+import { knownCode } from "../code";
 import { executeCsr } from "../csr";
 import { clearEvent, event, EVENT_EXCEPTION, EVENT_NONE } from "../event";
 import { executeFloat, executeFma } from "../float_ops";
@@ -8,6 +9,7 @@ import { mulh, mulhsu, mulhu, orCombine } from "../integer";
 import { hostFuses } from "../float/f64";
 import { isFloatDirty, isFloatHost, refreshFloat } from "../interpreter";
 import { currentTlb, readAddress, writeAddress } from "../mmu";
+import { OP_TRANSLATED } from "../opcodes";
 import {
   FLOAT_DIRTY,
   FLOAT_HOST,
@@ -22,6 +24,7 @@ import {
   TLB_WRITE,
 } from "../state";
 import { canTakeInterrupt } from "../trap";
+import { enter } from "./regions";
 
 /**
  * Address in this memory of `va`, of which `size` bytes are to be read; 0 if the interpreter must do
@@ -45,6 +48,19 @@ function checked(address: u32, table: u32, va: u64): u32 {
   }
   const entry = table + (<u32> (va >> TLB_SHIFT) & TLB_MASK);
   return (va & ~0xfff) === load<u64>(entry) ? address : 0;
+}
+
+/**
+ * The handle of the entry of translated code at `pc`, which the jump cache knows then; 0 if there is
+ * none.
+ */
+export function findRegion(pc: u64): u32 {
+  const code = knownCode(pc);
+  if (code === 0) return 0;
+  const slot = load<u64>(code + ((<u32>pc & 0xffe) << 2));
+  if (<u32>slot >>> 24 !== OP_TRANSLATED) return 0;
+  const handle = <u32>(slot >> 32);
+  return enter(handle, pc) ? handle : 0;
 }
 
 export function multiplyHigh(a: u64, b: u64): u64 {

@@ -21,10 +21,10 @@ import {
   addEntry,
   addPage,
   beginRegion,
-  dropRegion,
   generationOf,
   makeRoom,
   nextIndex,
+  retireRegion,
   wantedCount,
   wantedPlace,
 } from "./regions";
@@ -54,7 +54,8 @@ export const IMPORT_FLOAT: u32 = 7;
 export const IMPORT_FMA: u32 = 8;
 export const IMPORT_ATOMIC: u32 = 9;
 export const IMPORT_CSR: u32 = 10;
-const IMPORT_COUNT: u32 = 11;
+export const IMPORT_FIND: u32 = 11;
+const IMPORT_COUNT: u32 = 12;
 // The module's own functions.
 export const LOOKUP_READ: u32 = IMPORT_COUNT;
 export const LOOKUP_WRITE: u32 = IMPORT_COUNT + 1;
@@ -69,6 +70,7 @@ const TYPE_UNARY: u32 = 3; // i64 -> i64
 const TYPE_FLOAT: u32 = 4; // i32 -> i32
 const TYPE_ATOMIC: u32 = 5; // (i32, i32) -> i32
 const TYPE_LOOKUP: u32 = 6; // (i32, i64, i32) -> i32
+const TYPE_FIND: u32 = 7; // i64 -> i32
 
 /** Translates a region around `pc`, where code was just executed. */
 export function translate(pc: u64): void {
@@ -104,7 +106,7 @@ function makeRegion(generation: u32, replaced: u32): bool {
   if (hasFailed || !w.hasRoom()) return false;
   const length = writeModule();
   // Only now: an entry that is taken out looks as if nothing was ever executed there.
-  if (replaced !== 0) dropRegion(replaced);
+  if (replaced !== 0) retireRegion(replaced);
   makeRoom();
   const index = nextIndex();
   const us = installRegion(area() + MODULE, length, index);
@@ -192,7 +194,7 @@ function writeLookup(isWrite: bool): void {
 
 function writeTypes(): void {
   const size = beginSection(TYPES);
-  w.unsigned(7);
+  w.unsigned(8);
   writeType(3, w.I32, w.I32, w.I64, w.I32);
   writeType(2, w.I64, w.I32, 0, w.I32);
   writeType(2, w.I64, w.I64, 0, w.I64);
@@ -200,6 +202,7 @@ function writeTypes(): void {
   writeType(1, w.I32, 0, 0, w.I32);
   writeType(2, w.I32, w.I32, 0, w.I32);
   writeType(3, w.I32, w.I64, w.I32, w.I32);
+  writeType(1, w.I64, 0, 0, w.I32);
   endSection(size);
 }
 
@@ -243,6 +246,7 @@ function typeOfImport(index: u32): u32 {
   if (index <= IMPORT_WRITE_PAGE) return TYPE_PAGE;
   if (index <= IMPORT_MULHU) return TYPE_BINARY;
   if (index <= IMPORT_REVERSE_BYTES) return TYPE_UNARY;
+  if (index === IMPORT_FIND) return TYPE_FIND;
   return index === IMPORT_ATOMIC ? TYPE_ATOMIC : TYPE_FLOAT;
 }
 

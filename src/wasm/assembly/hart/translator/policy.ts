@@ -34,7 +34,7 @@ export const SAMPLES_OF_AN_AGE: u32 = 16384;
 // ---- the size of a region -----------------------------------------------------------------------
 
 /** Pages of code that a region may be made of. */
-export const REGION_PAGES: u32 = 8;
+export const REGION_PAGES: u32 = 16;
 export const REGION_INSTRUCTIONS: u32 = 1000;
 export const REGION_BLOCKS: u32 = 320;
 
@@ -71,13 +71,16 @@ export const REBUILDS: u32 = 8;
 // ---- the size of the code cache -----------------------------------------------------------------
 
 /** There is room for as many regions. */
-export const REGION_SLOTS: u32 = 8192;
+export const REGION_SLOTS: u32 = 4096;
+
+/** Regions that were made anew, and may still be entered: so many at most. */
+export const RETIRED_LIMIT: u32 = 256;
 
 /** When as many regions, or bytes of their modules, are there, all are dropped. */
-export let regionLimit: u32 = REGION_SLOTS - 1;
+export let regionLimit: u32 = REGION_SLOTS - RETIRED_LIMIT - 1;
 export let codeBytesLimit: u32 = 48 * 1024 * 1024;
 
 export function setCacheLimits(regions: u32, bytes: u32): void {
-  regionLimit = min(regions, REGION_SLOTS - 1);
+  regionLimit = min(regions, REGION_SLOTS - RETIRED_LIMIT - 1);
   codeBytesLimit = bytes;
 }

@@ -10,6 +10,7 @@
  * all else is relative to that. A handle is (index << 12) | number of the entry.
  *
  *   free --create--> live --drop--> free
+ *                    live --retire--> retired --next epoch--> free
  *
  * A live region stands in the list of each of its RAM pages, and its entries are patched into the
  * decoded code of those pages (OP_TRANSLATED), where the interpreter finds them. A region is
@@ -20,17 +21,20 @@
  */
 
 import { patchSlot, ramPageOf, unpatchSlot } from "../code";
-import { bumpEpoch, getPriv, hart, HART_EPOCH, jumpCache, JUMP_CACHE_MASK } from "../state";
+import { bumpEpoch, getPriv, hart, HART_EPOCH } from "../state";
 import { removeRegion } from "../board/env";
+import { forgetJump, rememberJump } from "./jump_cache";
 import { area, HEAT, PAGE_HEADS, PAGE_LIST, REGIONS, STATE } from "./area";
 import {
   codeBytesLimit,
   MISSED_PLACES,
   MISSES_OF_A_REBUILD,
   REBUILDS,
+  REGION_ENTRIES,
   REGION_SLOTS,
   REGION_PAGES,
   regionLimit,
+  RETIRED_LIMIT,
 } from "./policy";
 import { countStatistic, setStatistic, STAT_BYTES, STAT_DROPPED, STAT_REGIONS } from "./statistics";
 
@@ -38,8 +42,9 @@ import { countStatistic, setStatistic, STAT_BYTES, STAT_DROPPED, STAT_REGIONS } 
 export const FIRST_INDEX: u32 = 64;
 export const ENTRY_BITS: u32 = 12;
 
-const REGION_STRIDE: u32 = 512;
-const LIVE: u32 = 0;
+const REGION_STRIDE: u32 = 1024;
+/** FREE, LIVE or RETIRED. */
+const LIFE: u32 = 0;
 const PAGE_COUNT: u32 = 4;
 const BYTES: u32 = 8;
 const ENTRY_COUNT: u32 = 12;
@@ -48,22 +53,32 @@ const VERIFIED_PRIV: u32 = 20;
 const VERIFIED_BASE: u32 = 24;
 /** {i32 distance from base in pages, u32 RAM page} */
 const PAGES: u32 = 32;
-/** u32: the next link of that page's list. Link (index - FIRST_INDEX) * 8 + page + 1. */
-const LINKS: u32 = 96;
+/** u32: the next link of that page's list. Link (index - FIRST_INDEX) * REGION_PAGES + page + 1. */
+const LINKS: u32 = PAGES + REGION_PAGES * 8;
 /** i32: guest's distance of the entry from base. */
-const ENTRIES: u32 = 128;
+const ENTRIES: u32 = LINKS + REGION_PAGES * 4;
 /** i32: places that it was left for, distances from base. */
-const MISSED: u32 = 384;
-const MISSED_COUNT: u32 = 480;
+const MISSED: u32 = ENTRIES + REGION_ENTRIES * 4;
+const MISSED_COUNT: u32 = MISSED + MISSED_PLACES * 4;
 /** How often it was left for such a place; how many regions it replaces. */
-const MISSES: u32 = 484;
-const GENERATION: u32 = 488;
+const MISSES: u32 = MISSED_COUNT + 4;
+const GENERATION: u32 = MISSED_COUNT + 8;
+
+const FREE: u32 = 0;
+const LIVE: u32 = 1;
+/** Replaced, but generated code may know its entries for the rest of the epoch: they still work. */
+const RETIRED: u32 = 2;
 
 // Words of STATE.
 const LIVE_COUNT: u32 = 0;
 const CODE_BYTES: u32 = 4;
 const PAGE_LIST_COUNT: u32 = 8;
 const CURSOR: u32 = 12;
+/** Retired regions, and their indices. */
+const RETIRED_COUNT: u32 = 20;
+/** The epoch that they belong to. */
+const RETIRED_EPOCH: u32 = 24;
+const RETIRED_LIST: u32 = 0x100;
 
 const PAGE_LIST_LIMIT: u32 = 16384;
 
@@ -87,11 +102,11 @@ function headAddress(ramPage: u32): u32 {
 }
 
 function recordOfLink(link: u32): u32 {
-  return area() + REGIONS + ((link - 1) >> 3) * REGION_STRIDE;
+  return area() + REGIONS + (link - 1) / REGION_PAGES * REGION_STRIDE;
 }
 
 function nextLink(link: u32): u32 {
-  return recordOfLink(link) + LINKS + (((link - 1) & 7) << 2);
+  return recordOfLink(link) + LINKS + ((link - 1) % REGION_PAGES << 2);
 }
 
 function pageOf(record: u32, page: u32): u32 {
@@ -102,6 +117,7 @@ function pageOf(record: u32, page: u32): u32 {
 
 /** Room for one more region: drops all if there is none. */
 export function makeRoom(): void {
+  releaseRetired();
   if (
     stateWord(LIVE_COUNT) >= regionLimit || stateWord(CODE_BYTES) >= codeBytesLimit ||
     stateWord(PAGE_LIST_COUNT) >= PAGE_LIST_LIMIT - REGION_PAGES
@@ -115,7 +131,7 @@ export function nextIndex(): u32 {
   let index = stateWord(CURSOR);
   do {
     index = index + 1 < REGION_SLOTS ? index + 1 : 0;
-  } while (load<u32>(recordOf(index + FIRST_INDEX), LIVE) !== 0);
+  } while (load<u32>(recordOf(index + FIRST_INDEX), LIFE) !== FREE);
   setStateWord(CURSOR, index);
   return index + FIRST_INDEX;
 }
@@ -127,7 +143,7 @@ export function nextIndex(): u32 {
 export function beginRegion(index: u32, bytes: u32, generation: u32): void {
   const record = recordOf(index);
   memory.fill(record, 0, REGION_STRIDE);
-  store<u32>(record, 1, LIVE);
+  store<u32>(record, LIVE, LIFE);
   store<u32>(record, bytes, BYTES);
   store<u32>(record, generation, GENERATION);
   setStateWord(LIVE_COUNT, stateWord(LIVE_COUNT) + 1);
@@ -147,7 +163,7 @@ export function addPage(index: u32, distance: i32, ramPage: u32): void {
     store<u32>(area() + PAGE_LIST + (count << 2), ramPage);
     setStateWord(PAGE_LIST_COUNT, count + 1);
   }
-  const link = ((index - FIRST_INDEX) << 3) + page + 1;
+  const link = (index - FIRST_INDEX) * REGION_PAGES + page + 1;
   store<u32>(nextLink(link), load<u32>(head));
   store<u32>(head, link);
 }
@@ -182,11 +198,12 @@ export function hasRegions(ramPage: u32): bool {
 export function findEntry(ramPage: u32, pageOffset: u32): u32 {
   for (let link = load<u32>(headAddress(ramPage)); link !== 0; link = load<u32>(nextLink(link))) {
     const record = recordOfLink(link);
-    const distance = load<i32>(pageOf(record, (link - 1) & 7)) * 4096 + <i32>pageOffset;
+    const page = (link - 1) % REGION_PAGES;
+    const distance = load<i32>(pageOf(record, page)) * 4096 + <i32>pageOffset;
     const count = load<u32>(record, ENTRY_COUNT);
     for (let entry: u32 = 0; entry < count; entry++) {
       if (load<i32>(record + (entry << 2), ENTRIES) === distance) {
-        return ((((link - 1) >> 3) + FIRST_INDEX) << ENTRY_BITS) | entry;
+        return (((link - 1) / REGION_PAGES + FIRST_INDEX) << ENTRY_BITS) | entry;
       }
     }
   }
@@ -211,11 +228,7 @@ export function enter(handle: u32, pc: u64): bool {
     store<u64>(record, base, VERIFIED_BASE);
     store<u32>(record, getPriv(), VERIFIED_PRIV);
   }
-  const known = jumpCache() + ((<u32>pc << 4) & JUMP_CACHE_MASK);
-  store<u64>(known, pc);
-  store<u64>(known, base, 8);
-  store<u32>(known, epoch, 16);
-  store<u32>(known, handle, 20);
+  rememberJump(pc, base, handle);
   entryBase = base;
   return true;
 }
@@ -236,7 +249,7 @@ function verify(record: u32, base: u64): bool {
  */
 export function noteMiss(index: u32, base: u64, pc: u64, times: u32): bool {
   const record = recordOf(index);
-  if (load<u32>(record, LIVE) === 0) return false;
+  if (load<u32>(record, LIFE) !== LIVE) return false;
   const distance = <i64>(pc - base);
   if (load<u32>(record, GENERATION) >= REBUILDS || distance < -0x100000 || distance > 0x100000) {
     return false;
@@ -288,7 +301,7 @@ export function dropRegionsOf(ramPage: u32): void {
   while (true) {
     const link = load<u32>(headAddress(ramPage));
     if (link === 0) return;
-    dropRegion(((link - 1) >> 3) + FIRST_INDEX);
+    dropRegion((link - 1) / REGION_PAGES + FIRST_INDEX);
   }
 }
 
@@ -309,15 +322,65 @@ export function forgetPage(position: u32): void {
 }
 
 export function dropAllRegions(): void {
+  bumpEpoch();
+  releaseRetired();
   if (stateWord(LIVE_COUNT) === 0) return;
   for (let index = FIRST_INDEX; index < FIRST_INDEX + REGION_SLOTS; index++) {
-    if (load<u32>(recordOf(index), LIVE) !== 0) dropRegion(index);
+    if (load<u32>(recordOf(index), LIFE) === LIVE) dropRegion(index);
   }
   setStateWord(PAGE_LIST_COUNT, 0);
   memory.fill(area() + HEAT, 0, 0x10000);
 }
 
+/** Drops a region whose code changed: nothing goes on in it any more. */
 export function dropRegion(index: u32): void {
+  takeOut(index);
+  store<u32>(recordOf(index), FREE, LIFE);
+  removeRegion(index);
+  bumpEpoch();
+}
+
+/**
+ * Drops a region that was made anew. What other regions know of its entries may stay until the next
+ * epoch, which spares them to look for all that they know.
+ */
+export function retireRegion(index: u32): void {
+  takeOut(index);
+  const record = recordOf(index);
+  const base = load<u64>(record, VERIFIED_BASE);
+  const entries = load<u32>(record, ENTRY_COUNT);
+  for (let entry: u32 = 0; entry < entries; entry++) {
+    const distance = load<i32>(record + (entry << 2), ENTRIES);
+    forgetJump(base + <u64><i64>distance, (index << ENTRY_BITS) | entry);
+  }
+  store<u32>(record, RETIRED, LIFE);
+  if (stateWord(RETIRED_COUNT) === RETIRED_LIMIT) bumpEpoch();
+  releaseRetired();
+  setStateWord(RETIRED_EPOCH, load<u32>(hart, HART_EPOCH));
+  const count = stateWord(RETIRED_COUNT);
+  setStateWord(RETIRED_LIST + (count << 2), index);
+  setStateWord(RETIRED_COUNT, count + 1);
+}
+
+/** Whether there are any: what changes code must begin an epoch then. */
+export function hasRetired(): bool {
+  return stateWord(RETIRED_COUNT) !== 0;
+}
+
+/** Frees the retired regions of an epoch that is over: nobody knows them any more. */
+function releaseRetired(): void {
+  const count = stateWord(RETIRED_COUNT);
+  if (count === 0 || stateWord(RETIRED_EPOCH) === load<u32>(hart, HART_EPOCH)) return;
+  for (let i: u32 = 0; i < count; i++) {
+    const index = stateWord(RETIRED_LIST + (i << 2));
+    store<u32>(recordOf(index), FREE, LIFE);
+    removeRegion(index);
+  }
+  setStateWord(RETIRED_COUNT, 0);
+}
+
+/** Takes a live region out of the lists and out of the decoded code. */
+function takeOut(index: u32): void {
   const record = recordOf(index);
   const entries = load<u32>(record, ENTRY_COUNT);
   for (let entry: u32 = 0; entry < entries; entry++) {
@@ -327,15 +390,13 @@ export function dropRegion(index: u32): void {
   }
   const pages = load<u32>(record, PAGE_COUNT);
   for (let page: u32 = 0; page < pages; page++) {
-    unlink(load<u32>(pageOf(record, page), 4), ((index - FIRST_INDEX) << 3) + page + 1);
+    const link = (index - FIRST_INDEX) * REGION_PAGES + page + 1;
+    unlink(load<u32>(pageOf(record, page), 4), link);
   }
-  store<u32>(record, 0, LIVE);
   setStateWord(LIVE_COUNT, stateWord(LIVE_COUNT) - 1);
   setStateWord(CODE_BYTES, stateWord(CODE_BYTES) - load<u32>(record, BYTES));
   publishSizes();
   countStatistic(STAT_DROPPED);
-  bumpEpoch();
-  removeRegion(index);
 }
 
 function unlink(ramPage: u32, wanted: u32): void {

@@ -39,6 +39,8 @@ export const STAT_STEP_TRAP: u32 = 21;
 export const STAT_STEP_RETURN: u32 = 22;
 export const STAT_STEP_WAIT: u32 = 23;
 export const STAT_STEP_FENCE: u32 = 24;
+/** Times that translated code went on in another region, without the interpreter. */
+export const STAT_HOPS: u32 = 25;
 
 function addressOf(index: u32): u32 {
   return hart + HART_STATISTICS + (index << 3);
