@@ -28,13 +28,13 @@ function deltaOf(page: u32): u32 {
   return GLOBAL_IMPORTS + 2 * page + 1;
 }
 
-/** Declares the globals: the contents of the section. */
+/** Declares the globals: the contents of the section. What they begin with does not matter. */
 export function writePageGlobals(): void {
   w.unsigned(2 * l.pageCount);
   for (let page: u32 = 0; page < l.pageCount; page++) {
     w.byte(w.I64);
     w.byte(1); // mutable
-    w.i64Const(NO_TAG);
+    w.i64Const(0);
     w.byte(0x0b);
     w.byte(w.I32);
     w.byte(1);
@@ -95,15 +95,19 @@ export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool
   const tag = tagOf(currentPage);
   const delta = deltaOf(currentPage);
   const size: i64 = 1 << sizeLog;
-  emitVirtualAddress(base, imm);
+  emitX(base);
+  if (imm !== 0) {
+    w.i64Const(imm);
+    w.byte(w.I64_ADD);
+  }
+  w.tee(l.va());
   w.i64Const(~0xfff | (size - 1));
   w.byte(w.I64_AND);
   w.globalGet(tag);
   w.byte(w.I64_NE);
   w.ifUnlikely();
   w.get(l.HART);
-  emitVirtualAddress(base, imm);
-  w.tee(l.va());
+  w.get(l.va());
   w.i32Const(<i32>size);
   w.call(isWrite ? LOOKUP_WRITE : LOOKUP_READ);
   w.tee(l.ADDRESS);
@@ -130,11 +134,4 @@ export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool
   w.i32Const(<i32>imm);
   w.byte(w.I32_ADD);
   return 0;
-}
-
-function emitVirtualAddress(base: u32, imm: i64): void {
-  emitX(base);
-  if (imm === 0) return;
-  w.i64Const(imm);
-  w.byte(w.I64_ADD);
 }
