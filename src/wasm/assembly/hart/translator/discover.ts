@@ -418,10 +418,10 @@ function addSuccessors(block: u32): void {
   }
 }
 
-/** A jump, or a call, to what is in a register, and no return. */
+/** A jump to what is in a register, and no return. */
 function isSwitch(slot: u64, opcode: u32): bool {
   const rs1 = (<u32>slot >> 11) & 31;
-  return opcode === op.OP_JALR || (opcode === op.OP_JR && rs1 !== 1 && rs1 !== 5);
+  return opcode === op.OP_JR && rs1 !== 1 && rs1 !== 5;
 }
 
 function addSuccessor(block: u32, distance: i32): void {

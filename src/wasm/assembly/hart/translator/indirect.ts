@@ -1,9 +1,9 @@
 /**
  * Indirect jumps within a region. The places that control came to by surprise are mostly the cases
- * of a switch, or functions called by pointers: a jump to a register's value looks for its target
- * among them before it looks into the jump cache. Each has its comparisons, or its jump table, for
- * itself, so that the host predicts each for itself; and since they are edges of the graph, a loop
- * around a switch is a loop.
+ * of a switch: a jump to a register's value that is no return looks for its target among them
+ * before it looks into the jump cache. Each has its comparisons, or its jump table, for itself, so
+ * that the host predicts each for itself; and since they are edges of the graph, a loop around a
+ * switch is a loop.
  */
 
 import { blockStart, caseBlock, caseCount } from "./discover";
