@@ -7,6 +7,9 @@
 import { ConsoleDialogue } from "../../src/cli/console_dialogue.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
+/** The words behind `deno` of the task that users start the service by. */
+const START: string[] = JSON.parse(Deno.readTextFileSync(`${ROOT}deno.json`)).tasks.start.command
+  .split(" ").slice(1);
 /** What the services of tests take as their token. */
 export const TOKEN = "test-token-0123456789abcdef";
 
@@ -52,8 +55,7 @@ export class Service implements AsyncDisposable {
     const { port } = listener.addr;
     listener.close();
     const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "-P=serve", "main.ts", "serve", "--port", `${port}`, "--data", dataFolder]
-        .concat(["--token", TOKEN, ...more]),
+      args: [...START, "--port", `${port}`, "--data", dataFolder, "--token", TOKEN, ...more],
       cwd: ROOT,
       stdin: "null",
       stdout: "piped",

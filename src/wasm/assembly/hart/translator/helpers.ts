@@ -51,8 +51,8 @@ function checked(address: u32, table: u32, va: u64): u32 {
 }
 
 /**
- * The handle of the entry of translated code at `pc`, which the jump cache knows then; 0 if there is
- * none.
+ * The handle of the entry of translated code at `pc`, which the jump cache knows then; 0 if there
+ * is none.
  */
 export function findRegion(pc: u64): u32 {
   const code = knownCode(pc);
