@@ -27,8 +27,8 @@ import { canTakeInterrupt } from "../trap";
 import { enter } from "./regions";
 
 /**
- * Address in this memory of `va`, of which `size` bytes are to be read; 0 if the interpreter must do
- * it: it crosses pages, is no RAM, faults, or not all of its page may be read.
+ * Address in this memory of `va`, of which `size` bytes are to be read; 0 if the interpreter must
+ * do it: it crosses pages, is no RAM, faults, or not all of its page may be read.
  */
 export function readPage(va: u64, size: u32): u32 {
   if ((<u32> va & 0xfff) + size > 4096) return 0;
