@@ -59,7 +59,10 @@ async function outputOf(guest: ConsoleDialogue): Promise<string[]> {
   await guest.waitFor(/<end of shell>/);
   const begin = guest.text.lastIndexOf("<script>");
   assert(begin >= 0, guest.text.slice(-2000));
-  return guest.text.slice(begin).split(/\r*\n/).filter((line) => !/^\[ *\d+\.\d+\]/.test(line));
+  const end = guest.text.indexOf("<end of shell>", begin);
+  return guest.text.slice(begin, end).split(/\r*\n/).filter((line) =>
+    !/^\[ *\d+\.\d+\]/.test(line)
+  );
 }
 
 Deno.test({

@@ -100,7 +100,11 @@ export function startQemu(files: GuestFiles, options: QemuOptions): ConsoleDialo
   const writer = child.stdin.getWriter();
   return new class extends ConsoleDialogue {
     override async [Symbol.asyncDispose]() {
-      child.kill("SIGKILL");
+      try {
+        child.kill("SIGKILL");
+      } catch {
+        // it has ended already
+      }
       await writer.abort().catch(() => {});
       await super[Symbol.asyncDispose]();
       await child.status;
