@@ -19,10 +19,17 @@ export interface GuestFiles {
 export class OvisGuest extends ServiceConsole {
   readonly #service: Service;
   readonly #resources: readonly string[];
+  /** When its machine was asked for, by performance.now(). */
+  readonly startedAt: number;
 
   /** `resources`: paths of the API, in the order in which they go. */
-  constructor(service: Service, readonly vm: string, resources: readonly string[]) {
+  constructor(
+    service: Service,
+    readonly vm: string,
+    { resources, startedAt }: { resources: readonly string[]; startedAt: number },
+  ) {
     super(service, vm);
+    this.startedAt = startedAt;
     this.#service = service;
     this.#resources = resources;
   }
@@ -66,6 +73,7 @@ export async function startOurs(
     await service.call("POST", "/v1/disks", { name, path: rootPath, format: "raw" });
     resources.push(`/v1/disks/${name}`);
   }
+  const startedAt = performance.now();
   await service.call("POST", "/v1/vms", {
     name,
     image: name,
@@ -76,7 +84,7 @@ export async function startOurs(
       ...(rootPath === undefined ? [] : [{ name: "root", backing: name }]),
     ],
   });
-  return new OvisGuest(service, name, resources);
+  return new OvisGuest(service, name, { resources, startedAt });
 }
 
 /** What a guest under QEMU has beside its files. */
