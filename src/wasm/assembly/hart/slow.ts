@@ -354,17 +354,20 @@ function noteHops(retired: u32): void {
   if (noteMiss(index, base, load<u64>(hart, HART_HOP_PC), MISSES_OF_HOPS)) rebuild(index, base);
 }
 
-/** The next sample is due after `rest` more instructions of the interpreter. */
+/** The next sample is due after `rest` more instructions of the interpreter, or at once. */
 function keepSample(rest: i32): void {
-  if (samplePeriod === 0 || stopLeft <= rest || rest <= 0) return;
-  heldBack = stopLeft - rest;
+  if (samplePeriod === 0) return;
+  let next = max(rest, 1);
+  if (isExact) next = min(next, max(stopLeft - OVERRUN, 1));
+  if (stopLeft <= next) return;
+  heldBack = stopLeft - next;
   instretEnd -= heldBack;
-  setLeft(rest);
+  setLeft(next);
 }
 
 /** Executes the instruction at `pc` in the loop, whatever stands there. */
 function leftAt(pc: u64): bool {
-  let code = findCode(pc);
+  let code = isNearEnd() ? decodeAlone(pc) : findCode(pc);
   if (code !== 0 && isTranslated(code)) code = decodeAlone(pc);
   if (code !== 0) countStep(load<u8>(code + 3));
   return goAt(pc, code);
