@@ -17,8 +17,8 @@ export const limits = {
   /** RAM of a machine: devices and harts need room beside it in 4 GiB of memory. */
   memoryMinBytes: 8 * MiB,
   memoryMaxBytes: 3584 * MiB,
-  /** Translated code of a hart, at most 8191 regions: at these, all is dropped and made anew. */
-  translatorRegions: 4096,
+  /** Translated code of a hart, at most 3839 regions: at these, all is dropped and made anew. */
+  translatorRegions: 3839,
   translatorModuleBytes: 32 * MiB,
   diskCount: 8,
   diskMaxBytes: 16 * 1024 * GiB,

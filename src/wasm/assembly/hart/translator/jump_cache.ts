@@ -1,6 +1,6 @@
 /**
- * Where generated code finds the entries of other regions by itself: JUMP_CACHE_ENTRIES entries of
- * 32 bytes for each privilege, in the order of their bits,
+ * Where generated code finds the entries of regions by itself: a table of 32-byte entries for each
+ * privilege, in the order of their numbers,
  *
  *   {u64 pc, u64 base, u32 epoch, u32 handle}
  *
