@@ -564,3 +564,31 @@ Deno.test({
     await disk.close();
   },
 });
+
+Deno.test("FileNode.view() shows what read() reads, and nothing that is not there", async () => {
+  using folder = tempFolder();
+  const path = `${folder.path}/disk`;
+  const sizeBytes = 40 * MiB + 1000;
+  const disk = createDisk(path, sizeBytes);
+  for (let at = 0; at < sizeBytes; at += 3 * MiB) {
+    now(disk.write(at, filled(Math.min(MiB + 77, sizeBytes - at), at / MiB + 1)));
+  }
+  // In one window, from one to the next, back again, in a hole, at the end.
+  const places = [[0, 4096], [3 * MiB - 5, 70_000], [16 * MiB - 3, 6], [39 * MiB, MiB + 1000]];
+  for (const [offset = 0, length = 0] of [...places, ...places.toReversed(), [2 * MiB, 1]]) {
+    const seen = disk.view(offset, length);
+    assert(seen !== null, `${offset}`);
+    assertEquals(seen, await readBytes(disk, offset, length));
+  }
+  assertEquals(disk.view(sizeBytes - 1, 2), null);
+  assertEquals(disk.view(0, 17 * MiB), null);
+  const before = disk.view(0, 4096);
+  now(disk.write(100, filled(3, 200)));
+  assertEquals(before?.subarray(99, 104), new Uint8Array([1, 200, 200, 200, 1]));
+  // Cut off behind its back: to look there would end the process.
+  Deno.truncateSync(path, MiB);
+  assertEquals(disk.view(20 * MiB, 4096), null);
+  const last = disk.view(0, 4096);
+  await disk.close();
+  assertEquals(last, new Uint8Array(4096));
+});

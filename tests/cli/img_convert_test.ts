@@ -193,6 +193,11 @@ Deno.test({
       "ovis img: error while reading at byte 0: Input/output error\n",
     ]);
     assertEquals(await Deno.stat(target).then(() => "there", () => "gone"), "gone");
+    // The same without a format above: what lies in a file is still read through the filter.
+    const { file: filter } = JSON.parse(broken("none").slice("json:".length));
+    filter["inject-error"][0].sector = 100; // behind what is probed
+    const filtered = await img("convert", `json:${JSON.stringify(filter)}`, target);
+    assertEquals([filtered.status, filtered.stderr], [failed.status, failed.stderr]);
     await Deno.writeFile(target, noise(100, 1));
     const again = await img("convert", broken("none"), target);
     assertMatch(again.stderr, /Input\/output error\n'.*target\.raw' holds an incomplete copy\n$/);

@@ -29,6 +29,7 @@ import {
 } from "../types.ts";
 import { type FileLock, lockFile } from "./file_lock.ts";
 import { type DiskFile, type DiskFileOptions, openDiskFile } from "./file_open.ts";
+import { FileWindow } from "./file_window.ts";
 import { LibC } from "./libc.ts";
 import type { OpenFile } from "./open_file.ts";
 
@@ -83,6 +84,7 @@ export class FileNode extends BlockNode {
   #lastFlushMs = 0;
   #flushing: Promise<void> | null = null;
   #flushError: BlockError | null = null;
+  #window: FileWindow | null = null;
 
   private constructor(options: FileNodeOptions, resources: FileResources) {
     super({
@@ -255,6 +257,8 @@ export class FileNode extends BlockNode {
       opened.file.close();
       throw toBlockError(error);
     }
+    this.#window?.close();
+    this.#window = null;
     // Locks belong to the open file, and our own old one would stand in the new one's way.
     before.file.close();
     lock.end();
@@ -289,6 +293,17 @@ export class FileNode extends BlockNode {
     this.#forgetData(offset, length);
     const from = { fd: source.#file.fd, offset: sourceOffset };
     return libc.copyRange(from, { fd, offset }, length) === length;
+  }
+
+  /**
+   * The bytes of a range without a copy: see FileWindow. Null where they have to be read, also
+   * where the range is not in the file.
+   */
+  view(offset: number, length: number): Uint8Array | null {
+    const { libc, fd } = this.#file;
+    if (libc === null || offset + length > this.sizeBytes) return null;
+    this.#window ??= new FileWindow(libc, fd);
+    return this.#window.view(offset, length);
   }
 
   /** Its path as it was given. */
@@ -363,6 +378,7 @@ export class FileNode extends BlockNode {
   }
 
   #release(): void {
+    this.#window?.close();
     this.#file.close();
     this.#resources.lock.end();
     this.#resources.binding?.close();

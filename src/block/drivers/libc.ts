@@ -52,6 +52,12 @@ const SYMBOLS_ASIDE = {
   fdatasync: { parameters: ["i32"], result: "i32", nonblocking: true },
 } as const;
 
+/** Those that show files in memory. Opened by the first that is called. */
+const SYMBOLS_MAPPING = {
+  mmap: { parameters: ["u64", "usize", "i32", "i32", "i32", "i64"], result: "u64" },
+  madvise: { parameters: ["buffer", "usize", "i32"], result: "i32" },
+} as const;
+
 const O_RDONLY = 0;
 const O_RDWR = 2;
 const O_CREAT = 0o100;
@@ -66,6 +72,13 @@ const STATX_MASK = 0x701;
 const STATX_BYTES = 256;
 const S_IFMT = 0o170000;
 const S_IFREG = 0o100000;
+
+const PROT_READ_WRITE = 3;
+const MAP_PRIVATE = 2;
+const MAP_FIXED = 0x10;
+const MAP_ANONYMOUS = 0x20;
+const MADV_WILLNEED = 3;
+const MADV_POPULATE_READ = 22;
 
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
@@ -125,6 +138,7 @@ export class LibC {
   readonly #path: string;
   readonly #library: Deno.DynamicLibrary<typeof SYMBOLS>;
   #aside: Deno.DynamicLibrary<typeof SYMBOLS_ASIDE> | null = null;
+  #mapping: Deno.DynamicLibrary<typeof SYMBOLS_MAPPING> | null = null;
   readonly #vector = new Uint32Array(VECTOR_COUNT_MAX * VECTOR_BYTES / 4);
   /** Addresses of shared buffers, which can neither move nor be detached. */
   readonly #addresses = new WeakMap<SharedArrayBuffer, bigint>();
@@ -166,6 +180,7 @@ export class LibC {
     LibC.#shared = null;
     this.#library.close();
     this.#aside?.close();
+    this.#mapping?.close();
   }
 
   /** Opens or makes a regular file; -1 where that fails. */
@@ -289,6 +304,29 @@ export class LibC {
   }
 
   /**
+   * Lays what the file has from `offset` on over whole pages of memory, which must be those of a
+   * WebAssembly memory. Whether that worked. Writes there don't reach the file. Where the file has
+   * nothing, reading ends the process: see `populate`.
+   */
+  map(fd: number, offset: number, pages: Uint8Array): boolean {
+    if (!this.#map(pages, MAP_PRIVATE | MAP_FIXED, fd, offset)) return false;
+    // Read from the medium in large requests, before anybody waits.
+    this.#symbolsMapping().madvise(toView(pages), BigInt(pages.length), MADV_WILLNEED);
+    return true;
+  }
+
+  /** Makes pages that `map` laid a file over memory like any other again: zeroes. */
+  unmap(pages: Uint8Array): void {
+    this.#map(pages, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+  }
+
+  /** Loads whole pages that a file was laid over. False where they can't be read. */
+  populate(pages: Uint8Array): boolean {
+    const { madvise } = this.#symbolsMapping();
+    return madvise(toView(pages), BigInt(pages.length), MADV_POPULATE_READ) === 0;
+  }
+
+  /**
    * Whether `offset` holds data or is in a hole, and how far; null where nobody can say. One call
    * less where data is expected and found.
    */
@@ -337,6 +375,19 @@ export class LibC {
   #symbolsAside(): Deno.DynamicLibrary<typeof SYMBOLS_ASIDE>["symbols"] {
     this.#aside ??= Deno.dlopen(this.#path, SYMBOLS_ASIDE);
     return this.#aside.symbols;
+  }
+
+  #map(pages: Uint8Array, flags: number, fd: number, offset: number): boolean {
+    const view = toView(pages);
+    const address = this.#library.symbols.address(view, view, 0n);
+    const { mmap } = this.#symbolsMapping();
+    const length = BigInt(pages.length);
+    return mmap(address, length, PROT_READ_WRITE, flags, fd, BigInt(offset)) === address;
+  }
+
+  #symbolsMapping(): Deno.DynamicLibrary<typeof SYMBOLS_MAPPING>["symbols"] {
+    this.#mapping ??= Deno.dlopen(this.#path, SYMBOLS_MAPPING);
+    return this.#mapping.symbols;
   }
 
   #errno(): number {

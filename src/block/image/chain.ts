@@ -8,6 +8,7 @@
  * @module
  */
 
+import { FileNode } from "../drivers/file.ts";
 import type { BlockNode } from "../node.ts";
 import { settle, type Steps } from "../steps.ts";
 import { type BlockStatus, STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from "../types.ts";
@@ -34,18 +35,23 @@ export interface DiskRun {
 /** Looks for runs of a disk, from its own node down to but without `base`. */
 export class DiskStatus {
   readonly #nodes: readonly BlockNode[];
+  /** No filter is in the chain that requests would pass. */
+  readonly #isPlain: boolean;
   /** Nodes whose own file may have holes in what they call data (preallocated metadata). */
   readonly #sparse = new Map<BlockNode, boolean>();
 
   /** `base`: a node of the chain; null for the whole chain. */
   constructor(top: BlockNode, base: BlockNode | null = null) {
     const nodes: BlockNode[] = [];
+    let isPlain = top === unfiltered(top);
     for (let node: BlockNode | null = unfiltered(top); node !== null && node !== base;) {
       nodes.push(node);
-      node = backingOf(node);
-      if (node === null) break;
+      const below: BlockNode | null = backingOf(node);
+      isPlain &&= below === null || node.backing?.node === below;
+      node = below;
     }
     this.#nodes = nodes;
+    this.#isPlain = isPlain;
   }
 
   /** The run that starts at `offset`. */
@@ -67,6 +73,15 @@ export class DiskStatus {
       left = run.length;
     }
     return { length: left, flags: 0, depth: 0, host: null };
+  }
+
+  /**
+   * The bytes of a range of a run as they lie in a file, without reading them: see FileNode.view.
+   * `at`: where the range is in the run. Null where they have to be read.
+   */
+  view(host: DiskRun["host"], at: number, length: number): Uint8Array | null {
+    if (host === null || !this.#isPlain || !(host.node instanceof FileNode)) return null;
+    return host.node.view(host.offset + at, length);
   }
 
   /** What one node says, completed by what its file and its place in the chain say. */

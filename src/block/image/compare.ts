@@ -91,7 +91,7 @@ class Comparer {
       let length = run.length;
       if (isData(run)) {
         length = Math.min(length, longer.pieceBytes);
-        const at = firstNonZero(yield* longer.read(offset, length));
+        const at = firstNonZero(yield* longer.read(offset, length, run.host));
         if (at >= 0) return { result: "content", offset: offset + at, isBehindEnd: true };
       }
       offset += length;
@@ -115,12 +115,17 @@ class Comparer {
     if (!isData(one) && !isData(two)) return { length: both, different: null };
     const piece = Math.min(both, Math.max(first.pieceBytes, second.pieceBytes));
     let at: number;
-    if (!isData(one)) at = firstNonZero(yield* second.read(offset, piece));
-    else if (!isData(two)) at = firstNonZero(yield* first.read(offset, piece));
+    if (!isData(one)) at = firstNonZero(yield* second.read(offset, piece, two.host));
+    else if (!isData(two)) at = firstNonZero(yield* first.read(offset, piece, one.host));
     else {
+      // One file has one window.
+      const isOneFile = one.host?.node === two.host?.node;
       // Both are on their way before either is waited for.
-      const [one, two] = [start(first.read(offset, piece)), start(second.read(offset, piece))];
-      at = firstDifference(yield* settle(one()), yield* settle(two()));
+      const [a, b] = [
+        start(first.read(offset, piece, one.host)),
+        start(second.read(offset, piece, isOneFile ? null : two.host)),
+      ];
+      at = firstDifference(yield* settle(a()), yield* settle(b()));
     }
     if (at < 0) return { length: piece, different: null };
     const different: Comparison = { result: "content", offset: offset + at, isBehindEnd: false };
@@ -160,7 +165,10 @@ class Disk {
     }
   }
 
-  *read(offset: number, length: number): Steps<Uint8Array> {
+  /** `host`: where it lies, if it may be looked at there. */
+  *read(offset: number, length: number, host: DiskRun["host"]): Steps<Uint8Array> {
+    const seen = this.#status.view(host, 0, length);
+    if (seen !== null) return seen;
     const piece = this.#buffer.subarray(0, length);
     const present = piece.subarray(0, Math.max(this.#node.sizeBytes - offset, 0));
     piece.fill(0, present.length);

@@ -34,37 +34,37 @@ interface ImgCommandEntry {
 }
 
 const COMMANDS: Readonly<Record<string, ImgCommandEntry>> = {
-  bench: { summary: "Run simple image benchmark", load: () => import("./bench.ts") },
+  bench: { summary: "Run simple image benchmark", load: () => open("./bench.ts") },
   bitmap: {
     summary: "Perform modifications of the persistent bitmap in the image",
-    load: () => import("./bitmap.ts"),
+    load: () => open("./bitmap.ts"),
   },
-  check: { summary: "Check basic image integrity", load: () => import("./check.ts") },
-  commit: { summary: "Commit image to its backing file", load: () => import("./commit.ts") },
+  check: { summary: "Check basic image integrity", load: () => open("./check.ts") },
+  commit: { summary: "Commit image to its backing file", load: () => open("./commit.ts") },
   compare: {
     summary: "Check if two images have the same contents",
-    load: () => import("./compare.ts"),
+    load: () => open("./compare.ts"),
   },
   convert: {
     summary: "Copy one image to another with optional format conversion",
-    load: () => import("./convert.ts"),
+    load: () => open("./convert.ts"),
   },
-  create: { summary: "Create and format new image file", load: () => import("./create.ts") },
+  create: { summary: "Create and format new image file", load: () => open("./create.ts") },
   dd: {
     summary: "Copy input to output with optional format conversion",
-    load: () => import("./dd.ts"),
+    load: () => open("./dd.ts"),
   },
-  info: { summary: "Display information about image", load: () => import("./info.ts") },
-  map: { summary: "Dump image metadata", load: () => import("./map.ts") },
+  info: { summary: "Display information about image", load: () => open("./info.ts") },
+  map: { summary: "Dump image metadata", load: () => open("./map.ts") },
   measure: {
     summary: "Calculate file size required for a new image",
-    load: () => import("./measure.ts"),
+    load: () => open("./measure.ts"),
   },
-  rebase: { summary: "Change backing file of the image", load: () => import("./rebase.ts") },
-  resize: { summary: "Resize the image to the new size", load: () => import("./resize.ts") },
+  rebase: { summary: "Change backing file of the image", load: () => open("./rebase.ts") },
+  resize: { summary: "Resize the image to the new size", load: () => open("./resize.ts") },
   snapshot: {
     summary: "List or manipulate snapshots within image",
-    load: () => import("./snapshot.ts"),
+    load: () => open("./snapshot.ts"),
   },
 };
 
@@ -134,4 +134,12 @@ function usage(output: ImgOutput, message: string, command?: string): number {
 
 function isExpected(error: unknown): error is Error {
   return error instanceof ImgError || (error instanceof Error && error.name === "BlockError");
+}
+
+/**
+ * Imports a command. Of an import with a literal the runtime would read all modules below before
+ * it starts, whichever command is named.
+ */
+async function open(specifier: `./${string}.ts`): Promise<{ command: ImgCommand }> {
+  return await import(specifier);
 }
