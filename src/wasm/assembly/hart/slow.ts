@@ -50,9 +50,6 @@ import {
   hart,
   HART_DATA_TLB,
   HART_FLOAT,
-  HART_HOP_BASE,
-  HART_HOP_HANDLE,
-  HART_HOP_PC,
   HART_HOPS,
   HART_JUMP_CACHE,
   HART_LAST_BASE,
@@ -74,14 +71,12 @@ import { floatState } from "./translator/helpers";
 import {
   HEAT_OF_A_MISS,
   HEAT_OF_A_SAMPLE,
-  INSTRUCTIONS_OF_A_HOP,
-  MISSES_OF_HOPS,
   samplePeriod,
 } from "./translator/policy";
 import { jumpCache } from "./translator/jump_cache";
 import { notePlace } from "./translator/profile";
 import { rebuild } from "./translator/module";
-import { enter, ENTRY_BITS, entryBase, hasPage, noteMiss } from "./translator/regions";
+import { enter, ENTRY_BITS, entryBase, hasPage, mayGrow, noteMiss } from "./translator/regions";
 import {
   addStatistic,
   countStatistic,
@@ -310,7 +305,6 @@ function enterTranslated(handle: u32): bool {
   if (why === LEFT_TO_JUMP) {
     if (budget > retired) noteJump(next);
     else countStatistic(STAT_BUDGETS);
-    if (retired > HOPS_LOOK_INSTRUCTIONS) noteHops(retired);
     return jumpTo(next);
   }
   if (why === LEFT_TO_END) return endAt(next, TURN_OVER);
@@ -338,20 +332,8 @@ function noteJump(pc: u64): void {
   if (isTranslated(code) || load<u64>(code) === 0) return;
   const index = load<u32>(hart, HART_LAST_HANDLE) >> ENTRY_BITS;
   const base = load<u64>(hart, HART_LAST_BASE);
-  if (!hasPage(index, base, pc)) notePlace(pc, HEAT_OF_A_MISS);
-  else if (noteMiss(index, base, pc, 1)) rebuild(index, base);
-}
-
-/** After fewer instructions hops say nothing. */
-const HOPS_LOOK_INSTRUCTIONS: i32 = 4096;
-
-/** Where translated code went from region to region too often, they should be one. */
-function noteHops(retired: u32): void {
-  const hops = load<u32>(hart, HART_HOPS);
-  if (hops * INSTRUCTIONS_OF_A_HOP < retired) return;
-  const index = load<u32>(hart, HART_HOP_HANDLE) >> ENTRY_BITS;
-  const base = load<u64>(hart, HART_HOP_BASE);
-  if (noteMiss(index, base, load<u64>(hart, HART_HOP_PC), MISSES_OF_HOPS)) rebuild(index, base);
+  if (!hasPage(index, base, pc) || !mayGrow(index)) notePlace(pc, HEAT_OF_A_MISS);
+  else if (noteMiss(index, base, pc)) rebuild(index, base);
 }
 
 /** The next sample is due after `rest` more instructions of the interpreter, or at once. */

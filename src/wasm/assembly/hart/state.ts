@@ -84,9 +84,6 @@ export const HART_LAST_HANDLE: u32 = 0x344; // u32
 export const HART_LAST_BASE: u32 = 0x348; // u64
 /** How often one region went on in another; the last time: from where, from which base, to where. */
 export const HART_HOPS: u32 = 0x350; // u32
-export const HART_HOP_HANDLE: u32 = 0x354; // u32
-export const HART_HOP_BASE: u32 = 0x358; // u64
-export const HART_HOP_PC: u32 = 0x360; // u64
 
 export const NO_RESERVATION: u64 = ~0;
 

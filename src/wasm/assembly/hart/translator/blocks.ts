@@ -12,9 +12,6 @@ import {
   HART_DATA_TLB,
   HART_EPOCH,
   HART_FLOAT,
-  HART_HOP_BASE,
-  HART_HOP_HANDLE,
-  HART_HOP_PC,
   HART_HOPS,
   HART_JUMP_CACHE,
   HART_LAST_BASE,
@@ -148,9 +145,6 @@ function emitLeave(): void {
   w.i32Const(1);
   w.byte(w.I32_ADD);
   w.access(w.I32_STORE, HART_HOPS);
-  storeField(l.HANDLE, w.I32_STORE, HART_HOP_HANDLE);
-  storeField(l.BASE, w.I64_STORE, HART_HOP_BASE);
-  storeField(l.PC, w.I64_STORE, HART_HOP_PC);
   w.get(l.HART);
   w.get(l.NEXT);
   w.get(l.nextBase());

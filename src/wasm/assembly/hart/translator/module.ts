@@ -87,8 +87,9 @@ export function rebuild(index: u32, base: u64): void {
   const count = wantedCount(index);
   const generation = generationOf(index) + 1;
   d.beginDiscovery(base + <u64><i64>wantedPlace(index, 0), instructionLimit(generation));
-  for (let place: u32 = 0; place < count; place++) {
-    d.seed(base + <u64><i64>wantedPlace(index, place));
+  // The last ones first: where not all of it fits, what is new is what is hot.
+  for (let place = count; place > 0; place--) {
+    d.seed(base + <u64><i64>wantedPlace(index, place - 1));
   }
   make(generation, index);
 }

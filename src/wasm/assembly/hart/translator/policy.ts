@@ -57,13 +57,7 @@ export const BLOCK_INSTRUCTIONS: u32 = 60;
  * A region that was left so often for places on its own pages that nothing is known of is made anew
  * with them; twice as often each further time.
  */
-export const MISSES_OF_A_REBUILD: u32 = 32;
-/**
- * Translated code that went from region to region more often than once in so many instructions, in
- * a slice, counts as so many misses of the region that it last left, for the place it went on at.
- */
-export const INSTRUCTIONS_OF_A_HOP: u32 = 200;
-export const MISSES_OF_HOPS: u32 = 8;
+export const MISSES_OF_A_REBUILD: u32 = 500;
 /** So many such places are kept, and so often a region is made anew. */
 export const MISSED_PLACES: u32 = 24;
 export const REBUILDS: u32 = 8;

@@ -245,15 +245,12 @@ function verify(record: u32, base: u64): bool {
 // ---- growing ------------------------------------------------------------------------------------
 
 /**
- * Takes note that a region was left for `pc`, `times` times; whether it should be made anew now.
+ * Takes note that a region was left for `pc`; whether it should be made anew now.
  */
-export function noteMiss(index: u32, base: u64, pc: u64, times: u32): bool {
+export function noteMiss(index: u32, base: u64, pc: u64): bool {
   const record = recordOf(index);
-  if (load<u32>(record, LIFE) !== LIVE) return false;
   const distance = <i64>(pc - base);
-  if (load<u32>(record, GENERATION) >= REBUILDS || distance < -0x100000 || distance > 0x100000) {
-    return false;
-  }
+  if (!mayGrow(index) || distance < -0x100000 || distance > 0x100000) return false;
   const count = load<u32>(record, MISSED_COUNT);
   let place: u32 = 0;
   while (place < count && load<i32>(record + (place << 2), MISSED) !== <i32>distance) place++;
@@ -261,9 +258,15 @@ export function noteMiss(index: u32, base: u64, pc: u64, times: u32): bool {
     store<i32>(record + (count << 2), <i32>distance, MISSED);
     store<u32>(record, count + 1, MISSED_COUNT);
   }
-  const misses = load<u32>(record, MISSES) + times;
+  const misses = load<u32>(record, MISSES) + 1;
   store<u32>(record, misses, MISSES);
   return misses >= MISSES_OF_A_REBUILD << load<u32>(record, GENERATION);
+}
+
+/** Whether the region may be made anew once more. */
+export function mayGrow(index: u32): bool {
+  const record = recordOf(index);
+  return load<u32>(record, LIFE) === LIVE && load<u32>(record, GENERATION) < REBUILDS;
 }
 
 /** Whether `pc` is on one of the region's pages. */
