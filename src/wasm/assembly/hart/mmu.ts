@@ -73,12 +73,16 @@ export function dataPriv(): u32 {
   return getPriv();
 }
 
+/** What data is looked up with: the privilege; 2, which is none, for S mode with SUM. */
+export function currentContext(): u32 {
+  const priv = dataPriv();
+  if (priv === PRIV_S && (getCsr(MSTATUS) & MSTATUS_SUM) !== 0) return 2;
+  return priv;
+}
+
 /** Address of the data TLB of the current context. */
 export function currentTlb(): u32 {
-  const priv = dataPriv();
-  let context: u32 = priv;
-  if (priv === PRIV_S && (getCsr(MSTATUS) & MSTATUS_SUM) !== 0) context = 2;
-  return hart + TLB_BASE + context * TLB_CONTEXT_STRIDE;
+  return hart + TLB_BASE + currentContext() * TLB_CONTEXT_STRIDE;
 }
 
 /** Whether [gpa, gpa + size) is RAM. */

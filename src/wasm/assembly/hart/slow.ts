@@ -37,7 +37,7 @@ import {
   stopTarget,
 } from "./interpreter";
 import { HART_F, HART_STATE_WORD, HART_WAITING, SBI_BUILT_IN } from "./layout";
-import { currentTlb, loadSlow, storeSlow } from "./mmu";
+import { currentContext, currentTlb, loadSlow, storeSlow } from "./mmu";
 import * as op from "./opcodes";
 import {
   flushTlb,
@@ -62,6 +62,7 @@ import {
   PRIV_M,
   PRIV_S,
   PRIV_U,
+  setDataContext,
   setInstret,
   setPc,
   setX,
@@ -120,6 +121,7 @@ export function runTurn(budget: i32, exactly: bool): u32 {
   heldBack = 0;
   beginTurn(budget, currentTlb(), currentFetchTlb());
   store<u32>(hart, currentTlb(), HART_DATA_TLB);
+  setDataContext(currentContext());
   store<u32>(hart, jumpCache(), HART_JUMP_CACHE);
   holdBack();
   let goesOn = jumpTo(getPc());

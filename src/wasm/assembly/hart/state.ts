@@ -82,8 +82,13 @@ export const FLOAT_HOST: u32 = 2;
 /** The region that went back to the interpreter: an entry of it, its base. */
 export const HART_LAST_HANDLE: u32 = 0x344; // u32
 export const HART_LAST_BASE: u32 = 0x348; // u64
-/** How often one region went on in another; the last time: from where, from which base, to where. */
+/** How often one region went on in another. */
 export const HART_HOPS: u32 = 0x350; // u32
+/**
+ * What translated code knows of data pages is good while this stays the same: how often something
+ * was taken out of the data TLBs, and, in the lowest bits, the context (mmu.ts) of this turn.
+ */
+export const HART_DATA_EPOCH: u32 = 0x358; // u64
 
 export const NO_RESERVATION: u64 = ~0;
 
@@ -285,16 +290,28 @@ export function codeWrites(): u32 {
 
 // ---- TLB flushes --------------------------------------------------------------------------------
 
+function bumpDataEpoch(): void {
+  store<u64>(hart, load<u64>(hart, HART_DATA_EPOCH) + TLB_CONTEXTS, HART_DATA_EPOCH);
+}
+
+/** Translated code looks for data in `context` from now on. */
+export function setDataContext(context: u32): void {
+  const flushes = load<u64>(hart, HART_DATA_EPOCH) & ~(<u64>TLB_CONTEXTS - 1);
+  store<u64>(hart, flushes | context, HART_DATA_EPOCH);
+}
+
 /** Forgets every translation: data and fetch. */
 export function flushTlb(): void {
   superpageFirst = ~0;
   superpageLast = 0;
   bumpEpoch();
+  bumpDataEpoch();
   memory.fill(hart + TLB_BASE, TLB_EMPTY, FETCH_TLB_END - TLB_BASE);
 }
 
 /** Forgets every right to write: pages that now hold decoded code must be noticed again. */
 export function flushWriteTlb(): void {
+  bumpDataEpoch();
   for (let context: u32 = 0; context < TLB_CONTEXTS; context++) {
     const table = hart + TLB_BASE + TLB_WRITE + context * TLB_CONTEXT_STRIDE;
     memory.fill(table, TLB_EMPTY, TLB_BYTES);
@@ -330,6 +347,7 @@ export function flushTlbPage(va: u64, _asid: u64): void {
     return;
   }
   if (isCodePage(va)) bumpEpoch();
+  bumpDataEpoch();
   const slot = <u32> (va >> TLB_SHIFT) & TLB_MASK;
   for (let table = hart + TLB_BASE; table < hart + FETCH_TLB_END; table += TLB_BYTES) {
     store<u64>(table + slot, ~0);

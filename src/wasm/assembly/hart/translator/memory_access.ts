@@ -6,10 +6,12 @@
  * which faults, crosses pages or goes to a device.
  *
  * Pages are in globals of the module, since locals that change on a way that is hardly ever taken
- * cost registers, and moves, on the usual one. They hold for one activation.
+ * cost registers, and moves, on the usual one. They hold until something is taken out of the TLBs,
+ * or the context changes: nothing of that kind happens within an activation.
  */
 
 import * as op from "../opcodes";
+import { HART_DATA_EPOCH } from "../state";
 import { currentPage, emitStep } from "./blocks";
 import { emitX } from "./instructions";
 import * as l from "./locals";
@@ -19,18 +21,27 @@ import * as w from "./writer";
 /** No page: the bit is not in any mask. */
 const NO_TAG: i64 = 0x800;
 
-/** Globals of the module: behind what is imported, the address and the distance of each page. */
+/**
+ * Globals of the module, behind what is imported: the data epoch (state.ts) that the pages are of;
+ * the address and the distance of each page.
+ */
+const PAGES_EPOCH: u32 = GLOBAL_IMPORTS;
+
 function tagOf(page: u32): u32 {
-  return GLOBAL_IMPORTS + 2 * page;
+  return PAGES_EPOCH + 1 + 2 * page;
 }
 
 function deltaOf(page: u32): u32 {
-  return GLOBAL_IMPORTS + 2 * page + 1;
+  return PAGES_EPOCH + 2 + 2 * page;
 }
 
-/** Declares the globals: the contents of the section. What they begin with does not matter. */
+/** Declares the globals: the contents of the section. They begin with no epoch, so with no page. */
 export function writePageGlobals(): void {
-  w.unsigned(2 * l.pageCount);
+  w.unsigned(1 + 2 * l.pageCount);
+  w.byte(w.I64);
+  w.byte(1); // mutable
+  w.i64Const(-1);
+  w.byte(0x0b);
   for (let page: u32 = 0; page < l.pageCount; page++) {
     w.byte(w.I64);
     w.byte(1); // mutable
@@ -43,12 +54,22 @@ export function writePageGlobals(): void {
   }
 }
 
-/** What an activation begins with: no page is known. */
+/** What an activation begins with: pages that may be others now are not known any more. */
 export function emitForgetPages(): void {
+  if (l.pageCount === 0) return;
+  w.get(l.HART);
+  w.access(w.I64_LOAD, HART_DATA_EPOCH);
+  w.globalGet(PAGES_EPOCH);
+  w.byte(w.I64_NE);
+  w.ifUnlikely();
+  w.get(l.HART);
+  w.access(w.I64_LOAD, HART_DATA_EPOCH);
+  w.globalSet(PAGES_EPOCH);
   for (let page: u32 = 0; page < l.pageCount; page++) {
     w.i64Const(NO_TAG);
     w.globalSet(tagOf(page));
   }
+  w.end();
 }
 
 /** Loads, and leaves the value, extended, on the stack. */
