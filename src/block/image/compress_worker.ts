@@ -1,37 +1,52 @@
 /**
- * A worker that compresses clusters: see compressor_pool.ts.
+ * A worker that compresses clusters in shared memory: see compressor_pool.ts. It is terminated when
+ * it has returned from its work.
  *
  * @module
  */
 
 import { directCompressors } from "../qcow2/compress.ts";
-import type { CompressAnswer, CompressQuestion } from "./compressor_pool.ts";
+import { POOL_WORDS, type PoolMemory, SLOT } from "./compressor_pool.ts";
 
 /** What a worker's global scope has, as far as it is used here. */
 interface WorkerScope {
-  onmessage: ((event: MessageEvent<CompressQuestion>) => void) | null;
-  postMessage(message: CompressAnswer, transfer: Transferable[]): void;
+  onmessage: ((event: MessageEvent<PoolMemory>) => void) | null;
 }
 
-const scope = self as unknown as WorkerScope;
+(self as unknown as WorkerScope).onmessage = ({ data }) => void work(data);
 
-scope.onmessage = async ({ data }) => {
-  const { id, type, clusterBytes, clusters } = data;
-  try {
-    // What is compressed is smaller, so that it fits in front of what is left.
-    const lengths: number[] = [];
-    let end = 0;
-    for (let at = 0; at < clusters.length; at += clusterBytes) {
-      const cluster = clusters.subarray(at, at + clusterBytes);
-      const packed = await directCompressors[type].compress(cluster);
-      lengths.push(packed?.length ?? 0);
-      if (packed === null) continue;
-      clusters.set(packed, end);
-      end += packed.length;
+/** Slot after slot, in the order in which they are asked. */
+async function work(memory: PoolMemory): Promise<void> {
+  const { words, bytes, clusterBytes } = memory;
+  const slotCount = bytes.length / clusterBytes;
+  Atomics.store(words, POOL_WORDS.ready, 1);
+  for (let slot = 0;; slot = (slot + 1) % slotCount) {
+    const at = POOL_WORDS.slots + slot * 2;
+    for (;;) {
+      const seen = Atomics.load(words, POOL_WORDS.asked);
+      if (Atomics.load(words, POOL_WORDS.stopped) === 1) return;
+      if (Atomics.load(words, at) === SLOT.asked) break;
+      Atomics.wait(words, POOL_WORDS.asked, seen);
     }
-    const bytes = clusters.subarray(0, end);
-    scope.postMessage({ id, bytes, lengths }, [bytes.buffer]);
-  } catch (error) {
-    scope.postMessage({ id, error: error instanceof Error ? error.message : String(error) }, []);
+    await compress(memory, slot);
+    Atomics.add(words, POOL_WORDS.done, 1);
+    Atomics.notify(words, POOL_WORDS.done);
   }
-};
+}
+
+async function compress(memory: PoolMemory, slot: number): Promise<void> {
+  const { type, words, bytes, clusterBytes } = memory;
+  const at = POOL_WORDS.slots + slot * 2;
+  const start = slot * clusterBytes;
+  let state: number = SLOT.done;
+  words[at + 1] = clusterBytes;
+  try {
+    // What compresses takes no shared memory.
+    const packed = await directCompressors[type].compress(bytes.slice(start, start + clusterBytes));
+    if (packed !== null) bytes.set(packed, start);
+    words[at + 1] = packed?.length ?? 0;
+  } catch {
+    state = SLOT.failed;
+  }
+  Atomics.store(words, at, state);
+}

@@ -319,7 +319,8 @@ class Converter {
     const { isCompressed, throttle } = this.#options;
     // Compressors need data that nobody changes meanwhile.
     if (this.#isWaiting || chunk.kind !== "data" || isCompressed || throttle) return false;
-    if (chunk.before !== null) return false;
+    if (chunk.before !== null) yield chunk.before;
+    if (this.#isWaiting) return false;
     const data = chunk.source.status.view(chunk.host, 0, chunk.length);
     if (data === null) return false;
     yield* this.#writeRuns(chunk.offset, data);
@@ -346,7 +347,7 @@ class Converter {
     const length = Math.min(data.length, Math.max(node.sizeBytes - at, 0));
     data.fill(0, length);
     try {
-      yield* this.#watched(node.read(at, IoVector.of(data.subarray(0, length))));
+      yield* settle(node.read(at, IoVector.of(data.subarray(0, length))));
     } catch (cause) {
       if (this.#options.salvage === undefined) {
         throw new ConvertError("read", chunk.offset, { cause });

@@ -27,6 +27,9 @@ const DEFLATE_OPTIONS: ZlibOptions = { windowBits: 12, memLevel: 9 };
 /** A frame may ask for a window of that much: 8 MiB, what every decoder has to have (RFC 8878). */
 const ZSTD_WINDOW_LOG_MAX = 23;
 
+/** What does not become smaller becomes longer by less than this. */
+const SLACK_BYTES = 8192;
+
 /** Loaded when the first cluster comes: most images have no compressed ones. */
 function zlib(): typeof import("node:zlib") {
   return globalThis.process.getBuiltinModule("node:zlib");
@@ -35,7 +38,11 @@ function zlib(): typeof import("node:zlib") {
 /** Compresses within the call. */
 export const directCompressors: Record<Qcow2CompressionType, Compressor> = {
   zlib: { compress: (cluster) => compressWith(zlib().deflateRawSync, cluster, DEFLATE_OPTIONS) },
-  zstd: { compress: (cluster) => compressWith(zlib().zstdCompressSync, cluster, {}) },
+  zstd: {
+    // A known size makes for smaller tables, which have to be cleared.
+    compress: (cluster) =>
+      compressWith(zlib().zstdCompressSync, cluster, { pledgedSrcSize: cluster.length }),
+  },
 };
 
 /**
@@ -103,7 +110,7 @@ function compressWith<T extends ZlibOptions | ZstdOptions>(
   cluster: Uint8Array,
   options: T,
 ): Uint8Array | null {
-  // One piece of output, and no bigger than it may become.
-  const packed = compress(cluster, { ...options, chunkSize: Math.max(cluster.length, 4096) });
+  // One piece of output, also for what becomes longer: two pieces take half as long again.
+  const packed = compress(cluster, { ...options, chunkSize: cluster.length + SLACK_BYTES });
   return packed.length < cluster.length ? packed : null;
 }

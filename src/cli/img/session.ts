@@ -134,9 +134,7 @@ export class ImgSession {
       bitmaps: this.bitmaps,
       throttleGroup: () => undefined,
       opened: new WeakMap(),
-      ...(CompressorPool.isWorthwhile
-        ? { compressor: (type) => this.#compressors.compressor(type) }
-        : {}),
+      compressor: (type) => this.#compressors.compressor(type),
     };
   }
 
