@@ -37,6 +37,7 @@ const HELPERS = [
   "atomicOperation",
   "csrOperation",
   "findRegion",
+  "leaveRegion",
 ];
 
 /** By how much the table grows, so that it need not grow for each region. */

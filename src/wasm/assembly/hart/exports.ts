@@ -9,6 +9,7 @@ export {
   startTranslator,
   wakeSeen,
 } from "./run";
+export { leaveRegion } from "./translator/calls";
 export {
   atomicOperation,
   combineBytes,

@@ -68,6 +68,7 @@ import {
   setX,
 } from "./state";
 import { LEFT_TO_END, LEFT_TO_JUMP } from "./translator/blocks";
+import { callRegion } from "./translator/calls";
 import { floatState } from "./translator/helpers";
 import {
   HEAT_OF_A_MISS,
@@ -288,12 +289,10 @@ function enterTranslated(handle: u32): bool {
   const rest = stopLeft;
   const budget = isExact ? left - OVERRUN : left;
   release();
-  store<i32>(hart, budget, HART_LEFT);
   store<u32>(hart, floatState(), HART_FLOAT);
-  store<u32>(hart, 0, HART_HOPS);
   countStatistic(STAT_ENTRIES);
   const begin = isTimed() ? hostTicks() : 0;
-  const why = call_indirect<i32>(handle >> ENTRY_BITS, hart, handle, entryBase);
+  const why = callRegion(handle >> ENTRY_BITS, handle, entryBase, budget);
   if (begin > 0) {
     addStatistic(STAT_TRANSLATED_TICKS, <u64> (hostTicks() - begin) * ENTRIES_OF_A_TIMED_ONE);
   }

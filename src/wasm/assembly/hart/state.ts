@@ -67,7 +67,7 @@ export const HART_CODE_WRITES_SEEN: u32 = 0x328;
 /** Never used but for a read-modify-write that orders this hart's accesses. */
 export const HART_FENCE_WORD: u32 = 0x32c;
 
-/** Instructions that translated code may still retire: it takes them from here, and puts them back. */
+/** Of its budget, what translated code left. */
 export const HART_LEFT: u32 = 0x330; // i32
 /** Counts changes after which code may be elsewhere: see bumpEpoch. */
 export const HART_EPOCH: u32 = 0x334; // u32
@@ -79,6 +79,8 @@ export const HART_FLOAT: u32 = 0x340; // u32
 export const FLOAT_DIRTY: u32 = 1;
 export const FLOAT_HOST: u32 = 2;
 
+/** Why translated code was left: LEFT_*. */
+export const HART_WHY: u32 = 0x354; // i32
 /** The region that went back to the interpreter: an entry of it, its base. */
 export const HART_LAST_HANDLE: u32 = 0x344; // u32
 export const HART_LAST_BASE: u32 = 0x348; // u64

@@ -6,17 +6,14 @@
  * executed, and 1 if the turn is over there.
  */
 
-import { HART_F, HART_PC, HART_X } from "../layout";
+import { HART_F, HART_PC } from "../layout";
 import * as op from "../opcodes";
 import {
   HART_DATA_TLB,
   HART_EPOCH,
   HART_FLOAT,
-  HART_HOPS,
   HART_JUMP_CACHE,
-  HART_LAST_BASE,
-  HART_LAST_HANDLE,
-  HART_LEFT,
+  HART_WHY,
   TLB_MASK,
   TLB_SHIFT,
   TLB_WRITE,
@@ -44,7 +41,13 @@ import { emitCases } from "./indirect";
 import * as l from "./locals";
 import { JUMP_CACHE_FOLD, JUMP_CACHE_MASK } from "./jump_cache";
 import { emitForgetPages } from "./memory_access";
-import { IMPORT_FIND, IMPORT_READ_PAGE, IMPORT_WRITE_PAGE } from "./module";
+import {
+  IMPORT_FIND,
+  IMPORT_LEAVE,
+  IMPORT_READ_PAGE,
+  IMPORT_WRITE_PAGE,
+  REGION_TYPE,
+} from "./module";
 import { ENTRY_BITS } from "./regions";
 import { emitEdge, emitStructure, isLoopHead } from "./structure";
 import * as w from "./writer";
@@ -55,9 +58,6 @@ export const LEFT_TO_STEP: i32 = 0;
 export const LEFT_TO_JUMP: i32 = 1;
 /** The turn is over at pc: interrupts, privilege or translation may have changed. */
 export const LEFT_TO_END: i32 = 2;
-
-/** Type of regions' functions, in the module. */
-const REGION_TYPE: u32 = 0;
 
 let stepLabel: u32 = 0;
 let jumpLabel: u32 = 0;
@@ -96,13 +96,6 @@ function emitLoads(): void {
   w.i32Const((1 << ENTRY_BITS) - 1);
   w.byte(w.I32_AND);
   w.set(l.SELECTOR);
-  loadField(w.I32_LOAD, HART_LEFT);
-  w.set(l.LEFT);
-  for (let rest = l.usedX; rest !== 0; rest &= rest - 1) {
-    const register = ctz(rest);
-    loadField(w.I64_LOAD, HART_X + (register << 3));
-    w.set(l.localX(register));
-  }
   if (l.usedF === 0) return;
   loadField(w.I32_LOAD, HART_FLOAT);
   w.set(l.FLOAT);
@@ -119,15 +112,6 @@ function loadField(opcode: u32, offset: u32): void {
 }
 
 function emitStores(): void {
-  w.get(l.HART);
-  w.get(l.LEFT);
-  w.access(w.I32_STORE, HART_LEFT);
-  for (let rest = l.writtenX; rest !== 0; rest &= rest - 1) {
-    const register = ctz(rest);
-    w.get(l.HART);
-    w.get(l.localX(register));
-    w.access(w.I64_STORE, HART_X + (register << 3));
-  }
   for (let rest = l.writtenF; rest !== 0; rest &= rest - 1) {
     const register = ctz(rest);
     w.get(l.HART);
@@ -141,13 +125,12 @@ function emitLeave(): void {
   w.get(l.NEXT);
   w.ifThen();
   w.get(l.HART);
-  loadField(w.I32_LOAD, HART_HOPS);
-  w.i32Const(1);
-  w.byte(w.I32_ADD);
-  w.access(w.I32_STORE, HART_HOPS);
-  w.get(l.HART);
   w.get(l.NEXT);
   w.get(l.nextBase());
+  emitRegisters();
+  w.get(l.HOPS);
+  w.i32Const(1);
+  w.byte(w.I32_ADD);
   w.get(l.NEXT);
   w.i32Const(ENTRY_BITS);
   w.byte(w.I32_SHR_U);
@@ -156,9 +139,20 @@ function emitLeave(): void {
   w.unsigned(0);
   w.end();
   storeField(l.PC, w.I64_STORE, HART_PC);
-  storeField(l.HANDLE, w.I32_STORE, HART_LAST_HANDLE);
-  storeField(l.BASE, w.I64_STORE, HART_LAST_BASE);
-  w.get(l.WHY);
+  storeField(l.WHY, w.I32_STORE, HART_WHY);
+  w.get(l.HART);
+  w.get(l.HANDLE);
+  w.get(l.BASE);
+  emitRegisters();
+  w.get(l.HOPS);
+  w.byte(0x12); // return_call
+  w.unsigned(IMPORT_LEAVE);
+}
+
+/** LEFT and the x registers, as parameters. */
+function emitRegisters(): void {
+  w.get(l.LEFT);
+  for (let register: u32 = 1; register < 32; register++) w.get(l.localX(register));
 }
 
 function storeField(local: u32, opcode: u32, offset: u32): void {

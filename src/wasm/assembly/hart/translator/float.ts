@@ -78,15 +78,10 @@ export function noteFloatUse(index: u32, slot: u64): void {
     l.writeF(fieldRd(slot));
     return;
   }
-  if (readsX(bits)) l.useX(fieldRs1(slot));
-  else l.useF(fieldRs1(slot));
+  if (!readsX(bits)) l.useF(fieldRs1(slot));
   l.useF(fieldRs2(slot));
-  if (!writesX(bits)) {
-    l.writeF(fieldRd(slot));
-    return;
-  }
-  l.writeX(fieldRd(slot));
-  l.endValue(fieldRd(slot));
+  if (writesX(bits)) l.endValue(fieldRd(slot));
+  else l.writeF(fieldRd(slot));
 }
 
 // ---- operands -----------------------------------------------------------------------------------

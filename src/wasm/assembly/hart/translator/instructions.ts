@@ -48,7 +48,7 @@ function isStore(opcode: u32): bool {
 
 // ---- registers ----------------------------------------------------------------------------------
 
-/** Tells locals.ts what an instruction uses. More than it does does no harm. */
+/** Tells locals.ts what an instruction needs of it. */
 export function noteUse(index: u32): void {
   const slot = slotAt(index);
   const opcode = <u32>slot >>> 24;
@@ -60,9 +60,6 @@ export function noteUse(index: u32): void {
   if (isLoad(opcode) || isStore(opcode)) {
     setSlotPage(index, l.useBase(fieldRs1(slot), isStore(opcode)));
   }
-  if (opcode !== op.OP_LI && opcode !== op.OP_AUIPC) l.useX(fieldRs1(slot));
-  l.useX(fieldRs2(slot));
-  l.writeX(fieldRd(slot));
   // A pointer that is moved on leads to the same page, most of the time.
   const isStep = opcode === op.OP_ADDI && fieldRd(slot) === fieldRs1(slot);
   if (!isStep) l.endValue(fieldRd(slot));

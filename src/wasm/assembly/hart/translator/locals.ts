@@ -1,12 +1,14 @@
 /**
- * The locals of a region's function: registers of the guest that the region uses have one each. And
+ * The locals of a region's function. The guest's x registers are parameters, which regions hand on
+ * to each other: V8 keeps most of them in the stack, where what was not written stays as it is. Of f
+ * registers those that the region uses have a local each, and are in memory between regions. And
  * which pages are kept (memory_access.ts): one for the loads, and one for the stores, relative to
  * one value of a base register within a block; and for all those relative to what the register
  * holds when a block begins.
  *
- *   parameters   hart, handle, base
- *   i32          LEFT ... FLOAT
- *   i64          PC ... , x registers
+ *   parameters   hart, handle, base, LEFT, x1 ... x31, HOPS
+ *   i32          SELECTOR ... FLOAT
+ *   i64          PC ...
  *   f64          FLOAT_RESULT, f registers
  */
 
@@ -18,21 +20,24 @@ export const HANDLE: u32 = 1;
 export const BASE: u32 = 2;
 /** Instructions that may still be retired. */
 export const LEFT: u32 = 3;
+/** The x registers: x1 is the first. */
+const X1: u32 = 4;
+/** How often one region went on in another. */
+export const HOPS: u32 = X1 + 31;
+const PARAMETERS_END: u32 = HOPS + 1;
 /** Where a dispatch goes: structure.ts. */
-export const SELECTOR: u32 = 4;
+export const SELECTOR: u32 = PARAMETERS_END;
 /** What the function returns. */
-export const WHY: u32 = 5;
+export const WHY: u32 = PARAMETERS_END + 1;
 /** Handle of the region to go on in, 0 if there is none. */
-export const NEXT: u32 = 6;
+export const NEXT: u32 = PARAMETERS_END + 2;
 /** An address in this memory. */
-export const ADDRESS: u32 = 7;
-export const RESULT32: u32 = 8;
+export const ADDRESS: u32 = PARAMETERS_END + 3;
+export const RESULT32: u32 = PARAMETERS_END + 4;
 /** FLOAT_DIRTY and FLOAT_HOST. */
-export const FLOAT: u32 = 9;
+export const FLOAT: u32 = PARAMETERS_END + 5;
 
 /** Sets of registers, a bit each. */
-export let usedX: u32 = 0;
-export let writtenX: u32 = 0;
 export let usedF: u32 = 0;
 export let writtenF: u32 = 0;
 /** Pages that are kept. */
@@ -50,12 +55,10 @@ const CURRENT_PAGES: u32 = 0;
 const FIRST_PAGES: u32 = 64;
 
 /** First local of each kind. */
-export const PC: u32 = 10;
-let firstX: u32 = 0;
-export let FLOAT_RESULT: u32 = 0;
-let firstF: u32 = 0;
-
+export const PC: u32 = FLOAT + 1;
 const I64_COUNT: u32 = 6;
+export const FLOAT_RESULT: u32 = PC + I64_COUNT;
+const F0: u32 = FLOAT_RESULT + 1;
 
 /** The guest's address of where to go on; of an access; operands. */
 export function site(): u32 {
@@ -79,8 +82,6 @@ export function nextBase(): u32 {
 }
 
 export function beginUse(): void {
-  usedX = 0;
-  writtenX = 0;
   usedF = 0;
   writtenF = 0;
   pageCount = 0;
@@ -106,15 +107,6 @@ export function endValue(register: u32): void {
   newValues |= 1 << register;
 }
 
-export function useX(register: u32): void {
-  usedX |= 1 << register;
-}
-
-export function writeX(register: u32): void {
-  usedX |= 1 << register;
-  writtenX |= 1 << register;
-}
-
 export function useF(register: u32): void {
   usedF |= 1 << register;
 }
@@ -126,7 +118,6 @@ export function writeF(register: u32): void {
 
 /** Notes an access relative to a register; the number of the page that is kept for it. */
 export function useBase(register: u32, isWrite: bool): u32 {
-  useX(register);
   const which = register + (isWrite ? 32 : 0);
   const current = area() + PAGE_TABLES + CURRENT_PAGES + which;
   const known: u32 = load<u8>(current);
@@ -142,31 +133,34 @@ export function useBase(register: u32, isWrite: bool): u32 {
   return pageCount - 1;
 }
 
-/** Gives everything its local, and writes their declaration. */
+/** Writes the declaration of what is no parameter. */
 export function declareLocals(): void {
-  // x0 is a constant.
-  usedX &= ~1;
-  writtenX &= ~1;
-  firstX = PC + I64_COUNT;
-  FLOAT_RESULT = firstX + popcnt(usedX);
-  firstF = FLOAT_RESULT + 1;
   w.unsigned(3);
-  w.unsigned(PC - LEFT);
+  w.unsigned(PC - SELECTOR);
   w.byte(w.I32);
-  w.unsigned(FLOAT_RESULT - PC);
+  w.unsigned(I64_COUNT);
   w.byte(w.I64);
   w.unsigned(1 + popcnt(usedF));
   w.byte(w.F64);
 }
 
-function rank(set: u32, register: u32): u32 {
-  return popcnt(set & ((1 << register) - 1));
-}
-
+/** The local of an x register; x0 is a constant and has none. */
 export function localX(register: u32): u32 {
-  return firstX + rank(usedX, register);
+  return X1 + register - 1;
 }
 
 export function localF(register: u32): u32 {
-  return firstF + rank(usedF, register);
+  return F0 + popcnt(usedF & ((1 << register) - 1));
+}
+
+/** The type of a region's function: its parameters and its result. */
+export function writeRegionType(): void {
+  w.byte(0x60);
+  w.unsigned(PARAMETERS_END);
+  for (let local: u32 = 0; local < PARAMETERS_END; local++) {
+    const isLong = local === BASE || (local >= X1 && local < HOPS);
+    w.byte(isLong ? w.I64 : w.I32);
+  }
+  w.unsigned(1);
+  w.byte(w.I32);
 }

@@ -28,6 +28,7 @@ import {
   wantedCount,
   wantedPlace,
 } from "./regions";
+import { writeRegionType } from "./locals";
 import { writePageGlobals } from "./memory_access";
 import {
   addStatistic,
@@ -55,7 +56,8 @@ export const IMPORT_FMA: u32 = 8;
 export const IMPORT_ATOMIC: u32 = 9;
 export const IMPORT_CSR: u32 = 10;
 export const IMPORT_FIND: u32 = 11;
-const IMPORT_COUNT: u32 = 12;
+export const IMPORT_LEAVE: u32 = 12;
+const IMPORT_COUNT: u32 = 13;
 // The module's own functions.
 export const LOOKUP_READ: u32 = IMPORT_COUNT;
 export const LOOKUP_WRITE: u32 = IMPORT_COUNT + 1;
@@ -64,6 +66,8 @@ const REGION: u32 = IMPORT_COUNT + 2;
 /** Globals that are imported: the region's index. */
 export const GLOBAL_IMPORTS: u32 = 1;
 
+/** Of the region's function. */
+export const REGION_TYPE: u32 = 0;
 const TYPE_PAGE: u32 = 1; // (i64, i32) -> i32
 const TYPE_BINARY: u32 = 2; // (i64, i64) -> i64
 const TYPE_UNARY: u32 = 3; // i64 -> i64
@@ -159,7 +163,7 @@ function writeModule(): u32 {
   w.unsigned(3);
   w.unsigned(TYPE_LOOKUP);
   w.unsigned(TYPE_LOOKUP);
-  w.unsigned(0);
+  w.unsigned(REGION_TYPE);
   endSection(functions);
   const globals = beginSection(GLOBALS);
   writePageGlobals();
@@ -196,7 +200,7 @@ function writeLookup(isWrite: bool): void {
 function writeTypes(): void {
   const size = beginSection(TYPES);
   w.unsigned(8);
-  writeType(3, w.I32, w.I32, w.I64, w.I32);
+  writeRegionType();
   writeType(2, w.I64, w.I32, 0, w.I32);
   writeType(2, w.I64, w.I64, 0, w.I64);
   writeType(1, w.I64, 0, 0, w.I64);
@@ -248,6 +252,7 @@ function typeOfImport(index: u32): u32 {
   if (index <= IMPORT_MULHU) return TYPE_BINARY;
   if (index <= IMPORT_REVERSE_BYTES) return TYPE_UNARY;
   if (index === IMPORT_FIND) return TYPE_FIND;
+  if (index === IMPORT_LEAVE) return REGION_TYPE;
   return index === IMPORT_ATOMIC ? TYPE_ATOMIC : TYPE_FLOAT;
 }
 

@@ -3,11 +3,11 @@
  *
  * A region is one WebAssembly function
  *
- *   f(hart: i32, handle: i32, base: i64): i32      LEFT_TO_STEP or LEFT_TO_JUMP
+ *   f(hart: i32, handle: i32, base: i64, left: i32, x1 ... x31: i64, hops: i32): i32
  *
- * in the module's table at its index. Nothing in it depends on the hart, on where the code lies in
- * memory, nor on the guest's address of it: `base` is the guest's address of its first page, and
- * all else is relative to that. A handle is (index << 12) | number of the entry.
+ * in the module's table at its index; it returns LEFT_*. Nothing in it depends on the hart, on where
+ * the code lies in memory, nor on the guest's address of it: `base` is the guest's address of its
+ * first page, and all else is relative to that. A handle is (index << 12) | number of the entry.
  *
  *   free --create--> live --drop--> free
  *                    live --retire--> retired --next epoch--> free
