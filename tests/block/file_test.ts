@@ -1,8 +1,10 @@
-import { assert, assertEquals, assertGreater, assertLess } from "@std/assert";
+import { assert, assertEquals, assertGreater, assertLess, assertThrows } from "@std/assert";
 import fs from "node:fs";
 import { FileNode } from "../../src/block/drivers/file.ts";
+import { openDiskFile } from "../../src/block/drivers/file_open.ts";
 import { LibcFile } from "../../src/block/drivers/libc_file.ts";
-import { LIBC_PATHS } from "../../src/block/drivers/libc.ts";
+import { LibC, LIBC_PATHS } from "../../src/block/drivers/libc.ts";
+import { BlockError } from "../../src/block/errors.ts";
 import { BlockGraph } from "../../src/block/graph.ts";
 import { IoVector } from "../../src/block/io_vector.ts";
 import {
@@ -591,4 +593,62 @@ Deno.test("FileNode.view() shows what read() reads, and nothing that is not ther
   const last = disk.view(0, 4096);
   await disk.close();
   assertEquals(last, new Uint8Array(4096));
+});
+
+Deno.test("FileNode past the system's cache reads and writes as any other, at every offset", async () => {
+  using folder = tempFolder();
+  const path = `${folder.path}/disk`;
+  const sizeBytes = 3 * MiB + 1000;
+  const model = new Uint8Array(sizeBytes);
+  const disk = FileNode.open({
+    nodeName: "disk",
+    path,
+    isReadOnly: false,
+    create: true,
+    sizeBytes,
+    isDirect: true,
+  });
+  const places = [[0, 1], [4095, 2], [8192, 4096], [10_000, 100_000], [MiB - 7, MiB + 9000]];
+  places.push([sizeBytes - 1, 1], [sizeBytes - 5000, 5000], [12_288, 2 * MiB], [777, 1777]);
+  let value = 1;
+  for (const [offset = 0, length = 0] of places) {
+    now(disk.write(offset, filled(length, value)));
+    model.fill(value++, offset, offset + length);
+    assertEquals(await readBytes(disk, offset, length), model.slice(offset, offset + length));
+    // Nothing around it changes, and the file does not grow.
+    assertEquals(await readBytes(disk, 0, sizeBytes), model);
+    assertEquals(Deno.statSync(path).size, sizeBytes);
+  }
+  now(disk.writeZeroes(5000, MiB, REQ_MAY_UNMAP));
+  model.fill(0, 5000, 5000 + MiB);
+  assertEquals(await readBytes(disk, 0, sizeBytes), model);
+  assertEquals(disk.view(0, 4096), null);
+  await disk.flush();
+  await disk.close();
+  assertEquals(Deno.readFileSync(path), model);
+});
+
+Deno.test("openDiskFile() opens past the system's cache where the file system can, or says so", () => {
+  using folder = tempFolder();
+  const libc = LibC.open();
+  if (!(libc instanceof LibC)) throw new Error(libc.unavailable);
+  try {
+    const path = `${folder.path}/disk`;
+    const options = { path, isReadOnly: false, isDirect: true };
+    const { file } = openDiskFile({ ...options, create: true, sizeBytes: 4096 }, libc);
+    const flags = /^flags:\s*(\d+)$/m.exec(Deno.readTextFileSync(`/proc/self/fdinfo/${file.fd}`));
+    const direct = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
+    assertEquals(parseInt(flags?.[1] ?? "", 8) & direct, direct);
+    file.close();
+    const refused = (path: string, binding: LibC | null, reason: string) =>
+      assertThrows(
+        () => openDiskFile({ path, isReadOnly: true, isDirect: true }, binding),
+        BlockError,
+        `Could not open '${path}': ${reason}`,
+      );
+    refused("/proc/version", libc, "filesystem does not support O_DIRECT");
+    refused(path, null, "passing by the host's cache needs the permission --allow-ffi");
+  } finally {
+    libc.close();
+  }
 });

@@ -35,6 +35,7 @@ Deno.test({
       ["c.raw", ["-S", "64k", "-m", "1"]],
       ["d.raw", ["-S", "512", "-W", "-m", "16", "-t", "writeback"]],
       ["e.raw", ["-C"]],
+      ["g.raw", ["-T", "none", "-t", "directsync"]],
       ["f.raw", ["-o", "preallocation=falloc", "-r", "1G"]],
       ["a.qcow2", ["-O", "qcow2"]],
       ["b.qcow2", ["-O", "qcow2", "-o", "cluster_size=512", "-W"]],

@@ -71,6 +71,8 @@ export class FileNode extends BlockNode {
   #resources: FileResources;
   readonly #clock: Clock;
   readonly #isTemporary: boolean;
+  /** The system's cache is passed by. */
+  readonly isDirect: boolean;
 
   /** A run known to hold data: finding its end again can be slow (tmpfs looks at every page). */
   #dataStart = 0;
@@ -100,6 +102,7 @@ export class FileNode extends BlockNode {
     this.#resources = resources;
     this.#clock = options.clock ?? systemClock;
     this.#isTemporary = options.isTemporary ?? false;
+    this.isDirect = options.isDirect ?? false;
     [this.#canPunch, this.#canZeroRange] = this.#abilities(options.isReadOnly);
   }
 
@@ -247,7 +250,10 @@ export class FileNode extends BlockNode {
   protected override doSetReadOnly(isReadOnly: boolean): void {
     const { lock, opened: before } = this.#resources;
     const open = (isReadOnly: boolean): DiskFile =>
-      openDiskFile({ path: this.path, isReadOnly }, this.#resources.binding);
+      openDiskFile(
+        { path: this.path, isReadOnly, isDirect: this.isDirect },
+        this.#resources.binding,
+      );
     const opened = open(isReadOnly);
     try {
       if (before.file.stat().identity !== opened.file.stat().identity) {
@@ -287,7 +293,8 @@ export class FileNode extends BlockNode {
     { sourceOffset, offset, length }: { sourceOffset: number; offset: number; length: number },
   ): boolean {
     const { libc, fd } = this.#file;
-    if (libc === null || this.isReadOnly) return false;
+    // The kernel copies by its cache.
+    if (libc === null || this.isReadOnly || this.isDirect || source.isDirect) return false;
     if (offset + length > this.sizeBytes || sourceOffset + length > source.sizeBytes) return false;
     this.#unflushedBytes += length;
     this.#forgetData(offset, length);
@@ -301,7 +308,7 @@ export class FileNode extends BlockNode {
    */
   view(offset: number, length: number): Uint8Array | null {
     const { libc, fd } = this.#file;
-    if (libc === null || offset + length > this.sizeBytes) return null;
+    if (libc === null || this.isDirect || offset + length > this.sizeBytes) return null;
     this.#window ??= new FileWindow(libc, fd);
     return this.#window.view(offset, length);
   }

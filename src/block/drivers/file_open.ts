@@ -8,6 +8,7 @@
 import { BlockError, toBlockError } from "../errors.ts";
 import { baseName, folderName, joinPath } from "../paths.ts";
 import type { LibC } from "./libc.ts";
+import { DirectFile } from "./direct_file.ts";
 import { LibcFile } from "./libc_file.ts";
 import { NodeFile } from "./node_file.ts";
 import type { OpenFile, OpenFileOptions } from "./open_file.ts";
@@ -22,6 +23,8 @@ export interface DiskFileOptions {
   create?: boolean;
   /** Permission bits of a file that is made, 0600 unless given; the process's umask applies. */
   mode?: number;
+  /** Past the system's cache; false unless given. */
+  isDirect?: boolean;
   /** Needed with `create`; else the size that the file must have. */
   sizeBytes?: number;
   /** The file must be in this folder or below it, symbolic links followed. */
@@ -46,21 +49,31 @@ export function openDiskFile(options: DiskFileOptions, libc: LibC | null): DiskF
 
 /** By libc where the runtime's permissions let this file be opened; where not, it says so. */
 function openFile(options: OpenFileOptions, libc: LibC | null): OpenFile {
-  if (libc === null) return NodeFile.open(options);
-  const { path, isReadOnly } = options;
+  const { path, isReadOnly, isDirect = false } = options;
   const isGranted = (name: "read" | "write"): boolean =>
     Deno.permissions.querySync({ name, path }).state === "granted";
-  const isPermitted = isGranted("read") && (isReadOnly || isGranted("write"));
-  return isPermitted ? LibcFile.open(libc, options) : NodeFile.open(options);
+  const isPermitted = libc !== null && isGranted("read") && (isReadOnly || isGranted("write"));
+  if (!isDirect) return isPermitted ? LibcFile.open(libc, options) : NodeFile.open(options);
+  if (!isPermitted) throw invalid("passing by the host's cache needs the permission --allow-ffi");
+  try {
+    return new DirectFile(LibcFile.open(libc, options));
+  } catch (error) {
+    if ((error as { code?: unknown }).code !== "EINVAL") throw error;
+    throw invalid("filesystem does not support O_DIRECT");
+  }
+}
+
+function invalid(message: string): Error {
+  return Object.assign(new Error(message), { code: "EINVAL" });
 }
 
 function openExisting(options: DiskFileOptions, libc: LibC | null): DiskFile {
-  const { isReadOnly } = options;
+  const { isReadOnly, isDirect = false } = options;
   const path = attempt(options.path, () => Deno.realPathSync(options.path));
   checkInside(path, options);
   // Looked at first: opening a device may do something, opening a FIFO may wait.
   checkRegular(attempt(options.path, () => Deno.statSync(path)), options.path);
-  const file = attempt(options.path, () => openFile({ path, isReadOnly }, libc));
+  const file = attempt(options.path, () => openFile({ path, isReadOnly, isDirect }, libc));
   try {
     const { kind, sizeBytes } = attempt(options.path, () => file.stat());
     // Another one may have taken its place meanwhile.
@@ -89,8 +102,9 @@ function createFile(options: DiskFileOptions, libc: LibC | null): DiskFile {
   const parent = attempt(options.path, () => Deno.realPathSync(folderName(options.path)));
   const path = joinPath(parent, baseName(options.path));
   checkInside(path, options);
-  const createMode = options.mode ?? 0o600;
-  const file = attempt(options.path, () => openFile({ path, isReadOnly: false, createMode }, libc));
+  const { mode: createMode = 0o600, isDirect = false } = options;
+  const opened = { path, isReadOnly: false, createMode, isDirect };
+  const file = attempt(options.path, () => openFile(opened, libc));
   try {
     attempt(options.path, () => file.truncate(sizeBytes));
     return { file, path, sizeBytes };

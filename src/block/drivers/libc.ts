@@ -64,6 +64,7 @@ const O_CREAT = 0o100;
 const O_EXCL = 0o200;
 const O_NONBLOCK = 0o4000;
 const O_NOFOLLOW = Deno.build.arch === "aarch64" ? 0o100000 : 0o400000;
+const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
 const O_CLOEXEC = 0o2000000;
 
 const AT_EMPTY_PATH = 0x1000;
@@ -184,9 +185,9 @@ export class LibC {
   }
 
   /** Opens or makes a regular file; -1 where that fails. */
-  openFile({ path, isReadOnly, createMode }: OpenFileOptions): number {
+  openFile({ path, isReadOnly, createMode, isDirect }: OpenFileOptions): number {
     const flags = (isReadOnly ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC |
-      (createMode === undefined ? 0 : O_CREAT | O_EXCL);
+      (createMode === undefined ? 0 : O_CREAT | O_EXCL) | (isDirect ? O_DIRECT : 0);
     const name = new TextEncoder().encode(`${path}\0`);
     return this.#library.symbols.open(name, flags, createMode ?? 0);
   }

@@ -16,6 +16,8 @@ export interface OpenFileOptions {
   isReadOnly: boolean;
   /** It is made, and must not exist; with these permission bits, less those of the umask. */
   createMode?: number;
+  /** Past the system's cache: see direct_file.ts. Not where libc may not be called. */
+  isDirect?: boolean;
 }
 
 /** What the system says about an open file. */

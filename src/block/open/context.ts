@@ -52,7 +52,7 @@ export interface CommonSettings {
   readonly discard: DiscardMode;
   /** What becomes of written zeroes. */
   readonly detectZeroes: DetectZeroes;
-  /** The host's cache is to be passed by. Kept for queries: files are read through it always. */
+  /** The host's cache is passed by. */
   readonly cacheDirect: boolean;
   /** Flushes do nothing. */
   readonly cacheNoFlush: boolean;

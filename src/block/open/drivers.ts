@@ -73,6 +73,7 @@ const fileDriver: BlockDriver = {
         nodeName,
         path: filename,
         isReadOnly,
+        isDirect: common.cacheDirect,
         isUnlocked: locking === "off" || (common.forceShare && isReadOnly),
       });
     if (common.isReadOnly || !common.isAutoReadOnly) return open(common.isReadOnly);

@@ -44,6 +44,8 @@ export interface OpenImageOptions {
   detectZeroes?: "off" | "on" | "unmap";
   /** cache.no-flush: flushes do nothing. */
   ignoresFlush?: boolean;
+  /** The host's cache is passed by; false unless given. */
+  isDirect?: boolean;
   /** More arguments for the format's driver, in blockdev-add's names. */
   formatOptions?: JsonObject;
 }
@@ -67,7 +69,8 @@ export async function openImage(
 ): Promise<OpenedImage> {
   const common: JsonObject = { "read-only": options.isReadOnly ?? false };
   if (options.forceShare) common["force-share"] = true;
-  if (options.ignoresFlush) common.cache = { "no-flush": true };
+  const { ignoresFlush = false, isDirect = false } = options;
+  if (ignoresFlush || isDirect) common.cache = { "no-flush": ignoresFlush, direct: isDirect };
   const input = fileNameOptions(filename, context);
   const hasFormat = options.format !== undefined;
   // json: with a format at its top is the whole image.

@@ -10,6 +10,7 @@
  * @module
  */
 
+import { FileNode } from "../drivers/file.ts";
 import { RawNode, type RawPart, rawPartSize } from "../drivers/raw.ts";
 import { BlockError } from "../errors.ts";
 import type { BlockEdge } from "../edge.ts";
@@ -102,6 +103,9 @@ function plan(graph: BlockGraph, blockdev: Blockdev, context: OpenContext): Plan
       continue;
     }
     throw inputError(`Option '${name}' cannot be reset to its default value`);
+  }
+  if (node instanceof FileNode && node.isDirect !== (blockdev.base.cache?.direct ?? false)) {
+    throw inputError("Cannot change the option 'cache.direct'");
   }
   const part = partOf(node, blockdev, children);
   return { node, blockdev, settings: settingsOf(blockdev, node), children, part };

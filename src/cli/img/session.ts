@@ -89,6 +89,8 @@ export interface Image {
 
 /** What a cache mode comes down to. */
 export interface CacheMode {
+  /** The host's cache is passed by. */
+  isDirect: boolean;
   /** Flushes do nothing. */
   ignoresFlush: boolean;
   /** Every write is on stable storage when it is answered. */
@@ -96,15 +98,15 @@ export interface CacheMode {
 }
 
 const CACHE_MODES: Readonly<Record<string, CacheMode>> = {
-  none: { ignoresFlush: false, isWritethrough: false },
-  off: { ignoresFlush: false, isWritethrough: false },
-  writeback: { ignoresFlush: false, isWritethrough: false },
-  unsafe: { ignoresFlush: true, isWritethrough: false },
-  writethrough: { ignoresFlush: false, isWritethrough: true },
-  directsync: { ignoresFlush: false, isWritethrough: true },
+  none: { isDirect: true, ignoresFlush: false, isWritethrough: false },
+  off: { isDirect: true, ignoresFlush: false, isWritethrough: false },
+  writeback: { isDirect: false, ignoresFlush: false, isWritethrough: false },
+  unsafe: { isDirect: false, ignoresFlush: true, isWritethrough: false },
+  writethrough: { isDirect: false, ignoresFlush: false, isWritethrough: true },
+  directsync: { isDirect: true, ignoresFlush: false, isWritethrough: true },
 };
 
-/** A cache mode by QEMU's name. The system's cache is never passed by. Throws an ImgError. */
+/** A cache mode by QEMU's name. Throws an ImgError. */
 export function parseCacheMode(name: string, message = `Invalid cache option: ${name}`): CacheMode {
   const mode = Object.hasOwn(CACHE_MODES, name) ? CACHE_MODES[name] : undefined;
   if (mode === undefined) throw new ImgError(message);
@@ -233,6 +235,7 @@ export class ImgSession {
       discard: options.discard ?? "unmap",
       withBacking: options.withBacking ?? true,
       ignoresFlush: options.cache?.ignoresFlush ?? false,
+      isDirect: options.cache?.isDirect ?? false,
       formatOptions,
       ...(format === undefined ? {} : { format }),
     }, this.context);
@@ -249,11 +252,18 @@ export class ImgSession {
     }
     input["read-only"] ??= options.isWritable ? "off" : "on";
     if (options.forceShare) input["force-share"] = "on";
-    if (options.cache?.ignoresFlush) input["cache"] ??= { "no-flush": "on" };
+    const { ignoresFlush = false, isDirect = false } = options.cache ?? {};
+    if (ignoresFlush || isDirect) {
+      input["cache"] ??= { "no-flush": onOff(ignoresFlush), direct: onOff(isDirect) };
+    }
     const blockdev = parseBlockdev(input, this.context, { isKeyval: true });
     const node = await openNode(this.graph, blockdev, this.context);
     return { name: text, node, format: unfiltered(node).driver, isProbed: false };
   }
+}
+
+function onOff(isOn: boolean): "on" | "off" {
+  return isOn ? "on" : "off";
 }
 
 /** The options with which a command opens its image. */
