@@ -110,6 +110,8 @@ export const limits = {
   nbdOptionSkipBytes: 1 * MiB,
   /** Replies that wait for their client; beyond it none of its requests is executed. */
   nbdOutputBytes: 1 * MiB,
+  /** What a unix socket may hold of its replies, beside; the system may allow less. */
+  nbdUnixSendBytes: 1 * MiB,
   /** Work for one connection before the others of its worker get a turn. */
   nbdTurnMs: 4,
   /** A session that ends gives its client this long to take the last replies. */

@@ -20,6 +20,7 @@ import type { IoVector } from "./io_vector.ts";
 import type { BlockNode } from "./node.ts";
 import {
   type BlockStatus,
+  type FilePart,
   type MaybePromise,
   PERM_RESIZE,
   PERM_WRITE,
@@ -139,6 +140,14 @@ export class BlockBackend implements EdgeParent {
   read(offset: number, target: IoVector): MaybePromise<void> {
     if (this.#isHeld) return this.#hold(() => this.#read(offset, target));
     return this.#read(offset, target);
+  }
+
+  /**
+   * Where a range lies in a file, null where that is not so or a read would have to wait. It holds
+   * until the caller returns to the event loop. What is taken from there is not counted.
+   */
+  filePart(offset: number, length: number): FilePart | null {
+    return this.#isHeld || this.#isReleased ? null : this.root.node.filePart(offset, length);
   }
 
   /** Writes, see BlockNode.write. Needs PERM_WRITE. */

@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { MaybePromise } from "./types.ts";
+import type { FilePart, MaybePromise } from "./types.ts";
 
 /** One run of a meta context. */
 export interface Extent {
@@ -51,6 +51,12 @@ export interface BlockExport {
 
   /** Fills `buffer` with what is at `offset`. */
   read(offset: number, buffer: Uint8Array): MaybePromise<void>;
+  /**
+   * Where the range lies in a file, so that it can be sent without being read, null where it has to
+   * be read. Holds until the caller returns to the event loop. Whoever sends it sends what others
+   * write meanwhile, as a read that is under way may.
+   */
+  filePart?(offset: number, length: number): FilePart | null;
   /** `flags`: REQ_FUA. */
   write(offset: number, data: Uint8Array, flags: number): MaybePromise<void>;
   /** `flags`: REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK. */

@@ -28,9 +28,11 @@ import type {
   NodeObserver,
   NodeSettings,
 } from "./node_types.ts";
+import { checkSize } from "./node_types.ts";
 import { defaultChildPermissions, type Permissions } from "./permissions.ts";
 import {
   type BlockStatus,
+  type FilePart,
   type MaybePromise,
   REQ_FUA,
   REQ_MAY_UNMAP,
@@ -218,6 +220,11 @@ export abstract class BlockNode {
     return this.doBlockStatus(offset, length);
   }
 
+  /** Where a range lies in a file as a read would give it now, null where nowhere or not known. */
+  filePart(offset: number, length: number): FilePart | null {
+    return this.#serialiser === null ? this.doFilePart(offset, length) : null;
+  }
+
   /** Reads the node's snapshot, where it keeps one. */
   snapshotRead(offset: number, target: IoVector): MaybePromise<void> {
     this.#checkRange(offset, target.length);
@@ -283,6 +290,11 @@ export abstract class BlockNode {
   /** By default all is data of this node. May answer for less than was asked. */
   protected doBlockStatus(_offset: number, length: number): MaybePromise<BlockStatus> {
     return { length, flags: STATUS_DATA | STATUS_ALLOCATED };
+  }
+
+  /** By default nowhere. */
+  protected doFilePart(_offset: number, _length: number): FilePart | null {
+    return null;
   }
 
   /** Not supported by default. */
@@ -580,11 +592,5 @@ export abstract class BlockNode {
     }
     if (this.#settings.isReadOnly) throw new BlockError("EPERM", "Block node is read-only");
     if (this.#closing !== null) this.#checkOpen();
-  }
-}
-
-function checkSize(sizeBytes: number): void {
-  if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 0) {
-    throw new BlockError("EINVAL", `${sizeBytes} is not a size in bytes`);
   }
 }

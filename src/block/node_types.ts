@@ -5,6 +5,7 @@
  * @module
  */
 
+import { BlockError } from "./errors.ts";
 import type { MaybePromise } from "./types.ts";
 
 /** What every node is made of. */
@@ -57,4 +58,11 @@ export interface NodeObserver {
   replacing(): void;
   /** The node is about to be closed: nobody uses it any more, its children still answer. */
   closed(): MaybePromise<void>;
+}
+
+/** Throws a BlockError (EINVAL) where a number can't be a node's size. */
+export function checkSize(sizeBytes: number): void {
+  if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 0) {
+    throw new BlockError("EINVAL", `${sizeBytes} is not a size in bytes`);
+  }
 }

@@ -51,6 +51,14 @@ export interface BlockStatus {
   host?: { node: BlockNode; offset: number };
 }
 
+/** Bytes that lie in an open file as they are. */
+export interface FilePart {
+  /** The operating system's number. */
+  fd: number;
+  /** Of the first byte. */
+  offset: number;
+}
+
 // Permissions on a node, named as QEMU's BLK_PERM_*. Combined with `|`.
 
 /** What is read must make sense as a disk: no job is in the middle of making it. */

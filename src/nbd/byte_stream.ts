@@ -5,6 +5,8 @@
  * @module
  */
 
+import type { FilePart } from "../block/types.ts";
+
 /** The reader's side: what a stream calls. */
 export interface ByteSink {
   /**
@@ -41,6 +43,12 @@ export interface ByteStream {
     bytes: Uint8Array<ArrayBuffer>,
     onReturned: (buffer: ArrayBuffer) => void,
   ): void | Promise<void>;
+  /**
+   * Sends a head and, behind it, a part of a file that is not read here, as far as both are taken
+   * at once, while nothing is being written. How many bytes were: the rest is to be written. Absent
+   * where the stream can't.
+   */
+  sendFile?: (head: Uint8Array<ArrayBuffer>, part: FilePart & { length: number }) => number;
   /** Stops delivery after the current call of `onData`: the peer's bytes back up on its side. */
   pause(): void;
   /** Goes on with delivery. */

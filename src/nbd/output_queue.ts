@@ -10,7 +10,9 @@
  * @module
  */
 
+import { assert } from "../block/assert.ts";
 import { viewOf } from "./codec.ts";
+import type { FilePart } from "../block/types.ts";
 import type { ByteStream } from "./byte_stream.ts";
 
 /** A chunk takes one reply of a 256 KiB read, the request size of most clients, with its header. */
@@ -83,6 +85,8 @@ export class OutputQueue {
   readonly #events: OutputQueueEvents;
   readonly #segments: Segment[] = [];
   #chunk: Chunk | null = null;
+  /** Bytes of the current chunk that were sent already. */
+  #begin = 0;
   #end = 0;
   #isWriting = false;
   #isBroken = false;
@@ -114,10 +118,42 @@ export class OutputQueue {
     return this.#end;
   }
 
-  /** The first `length` bytes of what was reserved are a reply. */
-  commit(length: number): void {
+  /**
+   * The first `length` bytes of what was reserved are a reply. `sentBytes`: its beginning that
+   * `sendFile` has sent.
+   */
+  commit(length: number, sentBytes = 0): void {
+    this.#begin += sentBytes;
     this.#end += length;
-    this.#pendingBytes += length;
+    this.#pendingBytes += length - sentBytes;
+  }
+
+  /** Whether the stream takes files, at least once nothing else is on its way. */
+  get sendsFiles(): boolean {
+    return this.#stream.sendFile !== undefined;
+  }
+
+  /**
+   * Sends the first `headBytes` of what was reserved, and behind them a part of a file; only while
+   * nothing is pending. How many bytes of both are gone: unless all of them are, the caller puts the
+   * rest into its place and commits the whole.
+   */
+  sendFile(headBytes: number, part: FilePart & { length: number }): number {
+    if (this.#chunk === null || this.#isBroken) return 0;
+    assert(this.#pendingBytes === 0, "a file is sent in front of other replies");
+    return this.#stream.sendFile?.(this.#chunk.bytes.subarray(0, headBytes), part) ?? 0;
+  }
+
+  /** Nothing that is queued reaches anybody any more. */
+  get isBroken(): boolean {
+    return this.#isBroken;
+  }
+
+  /** A reply of which a part was sent can't be completed: the stream is of no use any more. */
+  abort(error: unknown): void {
+    if (this.#isBroken) return;
+    this.#isBroken = true;
+    this.#events.onBroken(error);
   }
 
   /**
@@ -211,8 +247,8 @@ export class OutputQueue {
     const chunk = this.#chunk;
     if (chunk === null) return;
     if (this.#end === 0) this.#pool.give(chunk);
-    else this.#enqueue(chunk.bytes.subarray(0, this.#end), chunk);
+    else this.#enqueue(chunk.bytes.subarray(this.#begin, this.#end), chunk);
     this.#chunk = null;
-    this.#end = 0;
+    this.#begin = this.#end = 0;
   }
 }

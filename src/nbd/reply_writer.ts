@@ -6,6 +6,7 @@
  */
 
 import type { Extent } from "../block/export.ts";
+import type { FilePart } from "../block/types.ts";
 import {
   encodeMessage,
   EXTENDED_REPLY_BYTES,
@@ -114,6 +115,20 @@ export class ReplyWriter {
     this.#queue.commit(this.#encodeData(chunk.view, this.#queue.position, request, range));
   }
 
+  /**
+   * Sends data of a read from where it lies in a file, behind a header that is made in `chunk`. How
+   * much of the reply is gone; the rest is to be put into its place, and goes by `dataRest`.
+   */
+  dataFile(chunk: Chunk, request: NbdRequest, range: ReplyRange, part: FilePart): number {
+    this.#encodeDataHeader(chunk.view, this.#queue.position, request, range);
+    return this.#queue.sendFile(this.dataPosition, { ...part, length: range.length });
+  }
+
+  /** What `dataFile` did not send of a reply is in its place. */
+  dataRest({ length }: ReplyRange, sentBytes: number): void {
+    this.#queue.commit(this.dataPosition + length, sentBytes);
+  }
+
   /** Data of a read in a buffer of its own, at `dataPosition`. The buffer becomes the queue's. */
   dataFrame(frame: Uint8Array, request: NbdRequest, range: ReplyRange): void {
     const view = new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
@@ -162,11 +177,20 @@ export class ReplyWriter {
     if (mayHole && isZero(view, position + this.dataPosition, range.length)) {
       return this.#encodeHole(view, position, request, range);
     }
+    this.#encodeDataHeader(view, position, request, range);
+    return this.dataPosition + range.length;
+  }
+
+  #encodeDataHeader(
+    view: DataView,
+    position: number,
+    request: NbdRequest,
+    range: ReplyRange,
+  ): void {
     const flags = range.isLast ? NBD_REPLY_FLAG_DONE : 0;
     const payloadBytes = 8 + range.length;
     this.#chunkHeader(view, position, request, flags, NBD_REPLY_TYPE_OFFSET_DATA, payloadBytes);
     setUint64(view, position + this.#headerBytes, range.offset);
-    return this.dataPosition + range.length;
   }
 
   #encodeHole(view: DataView, position: number, request: NbdRequest, range: ReplyRange): number {

@@ -12,7 +12,8 @@
  *
  * Writes with FUA that come together share one flush.
  *
- * A large read is a job that goes on as the queue drains, one piece at a time.
+ * A large read is a job that goes on as the queue drains, one piece at a time; see also
+ * file_sender.ts.
  *
  * Turns: on this runtime a socket that always has bytes is read again before anything else runs. So
  * after nbdTurnMs of work a connection stops and goes on behind whatever waits meanwhile.
@@ -22,16 +23,14 @@
 
 import { setImmediate } from "node:timers";
 import type { BlockExport, MetaContext } from "../block/export.ts";
-import { REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK } from "../block/types.ts";
+import { REQ_FUA } from "../block/types.ts";
 import { limits } from "../limits.ts";
 import {
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_CACHE,
   NBD_CMD_DISC,
   NBD_CMD_FLAG_DF,
-  NBD_CMD_FLAG_FAST_ZERO,
   NBD_CMD_FLAG_FUA,
-  NBD_CMD_FLAG_NO_HOLE,
   NBD_CMD_FLAG_REQ_ONE,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
@@ -46,10 +45,12 @@ import {
 import { askedOf, gatherExtents, type SelectedContext } from "./block_status.ts";
 import type { ByteBudget } from "./byte_budget.ts";
 import { failureOf, type NbdFailure } from "./errno.ts";
+import { FileSender } from "./file_sender.ts";
 import { CHUNK_DATA_BYTES, type OutputQueue } from "./output_queue.ts";
 import { ACCESS_CONTEXT, findRefused, nextRun } from "./read_plan.ts";
 import { type ContextExtents, ReplyWriter } from "./reply_writer.ts";
 import { BAD_CONTEXT_IDS, checkRange, checkRequest, type RequestRules } from "./request_check.ts";
+import { isFastZero, zeroFlags } from "./request_flags.ts";
 import { type NbdRequest, RequestParser } from "./request_parser.ts";
 import { NbdCounters } from "./statistics.ts";
 
@@ -89,6 +90,8 @@ interface ReadJob {
   /** Bytes left of the run that `done` lies in, and whether that run is zeroes. */
   runLeft: number;
   isZeroRun: boolean;
+  /** It goes straight from a file, one piece when the one before is out. */
+  isSent: boolean;
 }
 
 /** See the module's description. */
@@ -99,6 +102,7 @@ export class Transmission {
   readonly #access: MetaContext | undefined;
   readonly #queue: OutputQueue;
   readonly #replies: ReplyWriter;
+  readonly #sender: FileSender;
   readonly #parser: RequestParser;
   readonly #onSettled: () => void;
   readonly #budget: ByteBudget | undefined;
@@ -139,6 +143,7 @@ export class Transmission {
     this.#access = named(ACCESS_CONTEXT);
     this.#queue = queue;
     this.#replies = new ReplyWriter(queue, options.style);
+    this.#sender = new FileSender(this.#export, queue, this.#replies);
     this.#onSettled = onSettled;
     this.#budget = options.budget;
     this.#counters = options.counters ?? new NbdCounters();
@@ -245,9 +250,9 @@ export class Transmission {
         if (++count % REQUESTS_PER_LOOK === 0) this.#spend(performance.now() - start);
       }
       this.#flushShared();
+      this.#queue.flush();
       // Writes that waited for the flush they share may have been what stood in the way.
     } while ((this.#parser.hasInput || this.#job !== null) && this.#mayGoOn());
-    this.#queue.flush();
     this.account();
     this.#awaitRoom();
     if (count > 0) {
@@ -258,7 +263,7 @@ export class Transmission {
   }
 
   #mayGoOn(): boolean {
-    return !this.#isDisconnecting && !this.#isYielding && this.#hasRoom();
+    return !this.#isDisconnecting && !this.#isYielding && !this.#queue.isBroken && this.#hasRoom();
   }
 
   /** Ends this connection's turn if it has lasted too long. */
@@ -273,7 +278,8 @@ export class Transmission {
   }
 
   #hasRoom(): boolean {
-    return this.#queue.pendingBytes < limits.nbdOutputBytes &&
+    const outputMax = this.#job?.isSent === true ? 1 : limits.nbdOutputBytes;
+    return this.#queue.pendingBytes < outputMax &&
       this.#inFlight + this.#unflushed.length < limits.nbdRequestsInFlight &&
       this.#bytesInFlight < limits.nbdBytesInFlight && (this.#budget?.hasRoom ?? true);
   }
@@ -421,7 +427,8 @@ export class Transmission {
       this.#readApart(request.copy(), 0);
     } else if (maySplit && length > MAP_BYTES) {
       if (this.#refuses(request)) return;
-      this.#job = { request: request.copy(), done: 0, runLeft: 0, isZeroRun: false };
+      const start = { done: 0, runLeft: 0, isZeroRun: false, isSent: false };
+      this.#job = { request: request.copy(), ...start };
     } else {
       const position = this.#replies.dataPosition;
       const chunk = this.#queue.reserve(position + length);
@@ -465,6 +472,8 @@ export class Transmission {
         const run = nextRun(this.#allocation, offset, request.length - job.done);
         job.runLeft = run.length;
         job.isZeroRun = run.isZero;
+        job.isSent = !run.isZero && this.#sender.canSend(offset, run.length);
+        if (!this.#hasRoom()) return;
       }
       if (job.isZeroRun) {
         const length = job.runLeft;
@@ -473,6 +482,11 @@ export class Transmission {
         return;
       }
       const length = Math.min(job.runLeft, CHUNK_DATA_BYTES);
+      const isLast = job.done + length === request.length;
+      if (job.isSent && this.#sender.send(request, { offset, length, isLast })) {
+        this.#advance(job, length);
+        return;
+      }
       const position = this.#replies.dataPosition;
       const chunk = this.#queue.reserve(position + length);
       const start = this.#queue.position + position;
@@ -567,15 +581,4 @@ export class Transmission {
     }
     this.#leave(0);
   }
-}
-
-function isFastZero(request: NbdRequest): boolean {
-  return request.type === NBD_CMD_WRITE_ZEROES && (request.flags & NBD_CMD_FLAG_FAST_ZERO) !== 0;
-}
-
-/** The block layer's flags for a write-zeroes command. */
-function zeroFlags({ flags }: NbdRequest): number {
-  return ((flags & NBD_CMD_FLAG_FUA) !== 0 ? REQ_FUA : 0) |
-    ((flags & NBD_CMD_FLAG_NO_HOLE) === 0 ? REQ_MAY_UNMAP : 0) |
-    ((flags & NBD_CMD_FLAG_FAST_ZERO) !== 0 ? REQ_NO_FALLBACK : 0);
 }

@@ -20,6 +20,7 @@ import type { IoVector } from "../io_vector.ts";
 import { BlockNode, type DiscardMode } from "../node.ts";
 import {
   type BlockStatus,
+  type FilePart,
   type MaybePromise,
   REQ_MAY_UNMAP,
   REQ_NO_FALLBACK,
@@ -219,6 +220,11 @@ export class FileNode extends BlockNode {
       length: Math.min(length, end - offset),
       flags: STATUS_ALLOCATED | (isData ? STATUS_DATA : STATUS_ZERO),
     };
+  }
+
+  /** The bytes of a file lie in it. */
+  protected override doFilePart(offset: number): FilePart {
+    return { fd: this.#file.fd, offset };
   }
 
   /** ftruncate(2): what is new reads as zeroes. */

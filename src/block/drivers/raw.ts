@@ -11,7 +11,13 @@ import { BlockError } from "../errors.ts";
 import type { IoVector } from "../io_vector.ts";
 import { BlockNode, type DiscardMode } from "../node.ts";
 import { defaultChildPermissions, type Permissions } from "../permissions.ts";
-import { type BlockStatus, type MaybePromise, PERM_RESIZE, PERM_WRITE } from "../types.ts";
+import {
+  type BlockStatus,
+  type FilePart,
+  type MaybePromise,
+  PERM_RESIZE,
+  PERM_WRITE,
+} from "../types.ts";
 
 /** What a raw node is made of. */
 export interface RawNodeOptions {
@@ -126,6 +132,11 @@ export class RawNode extends BlockNode {
   /** What `file` says of the same range. */
   protected override doBlockStatus(offset: number, length: number): MaybePromise<BlockStatus> {
     return this.#file.node.blockStatus(offset + this.#offset, length);
+  }
+
+  /** Where `file` has the same range. */
+  protected override doFilePart(offset: number, length: number): FilePart | null {
+    return this.#file.node.filePart(offset + this.#offset, length);
   }
 
   /** Resizes `file`; refused (ENOTSUP) with a fixed size. */

@@ -13,6 +13,7 @@ import type { BlockGraph } from "../graph.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
 import {
+  type FilePart,
   type MaybePromise,
   PERM_ALL,
   PERM_CONSISTENT_READ,
@@ -96,6 +97,10 @@ export class NodeExport implements BlockExport {
 
   read(offset: number, buffer: Uint8Array): MaybePromise<void> {
     return this.#backend.read(offset, IoVector.of(buffer));
+  }
+
+  filePart(offset: number, length: number): FilePart | null {
+    return this.#backend.filePart(offset, length);
   }
 
   write(offset: number, data: Uint8Array, flags: number): MaybePromise<void> {

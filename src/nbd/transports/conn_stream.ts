@@ -8,6 +8,7 @@
  */
 
 import type { ByteSink, ByteStream } from "../byte_stream.ts";
+import type { AcceptedSocket } from "./accepted_sockets.ts";
 
 const SMALL_BUFFER_BYTES = 8 * 1024;
 const LARGE_BUFFER_BYTES = 256 * 1024;
@@ -17,15 +18,21 @@ const SMALL_READS = 256;
 /** See the module's description. */
 export class ConnStream implements ByteStream {
   readonly peer: string;
+  declare readonly sendFile?: NonNullable<ByteStream["sendFile"]>;
+  readonly #socket: AcceptedSocket | null;
   readonly #conn: Deno.Conn;
   #isPaused = false;
   #isClosed = false;
   #wake: () => void = () => {};
 
-  /** Over a connected socket. */
-  constructor(conn: Deno.Conn, peer: string) {
+  /** Over a connected socket. `socket`: the same, where its listener knows it. */
+  constructor(conn: Deno.Conn, peer: string, socket: AcceptedSocket | null = null) {
     this.#conn = conn;
     this.peer = peer;
+    this.#socket = socket;
+    if (socket !== null) {
+      this.sendFile = (head, part) => this.#isClosed ? 0 : socket.sendFile(head, part);
+    }
   }
 
   start(sink: ByteSink): void {
@@ -50,6 +57,7 @@ export class ConnStream implements ByteStream {
     if (this.#isClosed) return;
     this.#isClosed = true;
     this.#wake();
+    this.#socket?.release();
     this.#conn.close();
   }
 

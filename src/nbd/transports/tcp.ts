@@ -5,6 +5,7 @@
  */
 
 import type { ByteStream } from "../byte_stream.ts";
+import { type AcceptedSocket, AcceptedSockets } from "./accepted_sockets.ts";
 import { ConnStream } from "./conn_stream.ts";
 
 /** Where to listen or to connect. Port 0, when listening: any free one. */
@@ -23,11 +24,15 @@ export interface StreamListener {
   close(): Promise<void>;
 }
 
-/** Calls `onStream` for each connection, until the listener is closed. */
+/**
+ * Calls `onConn` for each connection, with its socket where that is known, until the listener is
+ * closed.
+ */
 export async function acceptAll(
   listener: Deno.Listener,
-  onConn: (conn: Deno.Conn) => void,
+  onConn: (conn: Deno.Conn, socket: AcceptedSocket | null) => void,
 ): Promise<void> {
+  const sockets = new AcceptedSockets();
   for (;;) {
     let conn: Deno.Conn;
     try {
@@ -35,12 +40,13 @@ export async function acceptAll(
     } catch (error) {
       // Closed, or out of descriptors: then the next connection may find one again.
       if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) {
+        sockets.end();
         return;
       }
       await new Promise((resolve) => setTimeout(resolve, ACCEPT_RETRY_MS));
       continue;
     }
-    onConn(conn);
+    onConn(conn, sockets.find(conn));
   }
 }
 
@@ -50,11 +56,11 @@ const ACCEPT_RETRY_MS = 100;
  * A stream over a TCP connection, without Nagle's delay, and with probes that notice a vanished
  * peer.
  */
-function tcpStream(conn: Deno.TcpConn): ByteStream {
+function tcpStream(conn: Deno.TcpConn, socket: AcceptedSocket | null = null): ByteStream {
   conn.setNoDelay(true);
   conn.setKeepAlive(true);
   const { hostname, port } = conn.remoteAddr;
-  return new ConnStream(conn, `${hostname}:${port}`);
+  return new ConnStream(conn, `${hostname}:${port}`, socket);
 }
 
 /** Listens on a TCP address. */
@@ -63,7 +69,10 @@ export function listenTcp(
   onStream: (stream: ByteStream) => void,
 ): StreamListener {
   const listener = Deno.listen({ hostname: host, port, transport: "tcp" });
-  const accepting = acceptAll(listener, (conn) => onStream(tcpStream(conn as Deno.TcpConn)));
+  const accepting = acceptAll(
+    listener,
+    (conn, socket) => onStream(tcpStream(conn as Deno.TcpConn, socket)),
+  );
   return {
     port: listener.addr.port,
     close: () => {

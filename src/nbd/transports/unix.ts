@@ -19,7 +19,10 @@ export async function listenUnix(
   await removeStale(path);
   const listener = Deno.listen({ path, transport: "unix" });
   await Deno.chmod(path, SOCKET_MODE);
-  const accepting = acceptAll(listener, (conn) => onStream(new ConnStream(conn, path)));
+  const accepting = acceptAll(
+    listener,
+    (conn, socket) => onStream(new ConnStream(conn, path, socket)),
+  );
   return {
     port: 0,
     close: async () => {
