@@ -135,8 +135,8 @@ export class OutputQueue {
 
   /**
    * Sends the first `headBytes` of what was reserved, and behind them a part of a file; only while
-   * nothing is pending. How many bytes of both are gone: unless all of them are, the caller puts the
-   * rest into its place and commits the whole.
+   * nothing is pending. How many bytes of both are gone: unless all are, the caller puts the rest
+   * into its place and commits the whole.
    */
   sendFile(headBytes: number, part: FilePart & { length: number }): number {
     if (this.#chunk === null || this.#isBroken) return 0;

@@ -623,6 +623,7 @@ Deno.test("FileNode past the system's cache reads and writes as any other, at ev
   model.fill(0, 5000, 5000 + MiB);
   assertEquals(await readBytes(disk, 0, sizeBytes), model);
   assertEquals(disk.view(0, 4096), null);
+  assertEquals(disk.filePart(0, 4096), null);
   await disk.flush();
   await disk.close();
   assertEquals(Deno.readFileSync(path), model);

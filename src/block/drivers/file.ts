@@ -222,9 +222,9 @@ export class FileNode extends BlockNode {
     };
   }
 
-  /** The bytes of a file lie in it. */
-  protected override doFilePart(offset: number): FilePart {
-    return { fd: this.#file.fd, offset };
+  /** The bytes of a file lie in it; whoever takes them from there takes the system's cache. */
+  protected override doFilePart(offset: number): FilePart | null {
+    return this.isDirect ? null : { fd: this.#file.fd, offset };
   }
 
   /** ftruncate(2): what is new reads as zeroes. */
