@@ -33,7 +33,7 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["deno", "eval", "--no-config", \
     "Deno.exit((await fetch(`http://127.0.0.1:${Deno.env.get('OVIS_PORT')}/healthz`)).ok ? 0 : 1)"]
-CMD ["deno", "run", "--v8-flags=--wasm-tiering-budget=40000000", "--no-prompt", "--cached-only", "--node-modules-dir=manual", \
+CMD ["deno", "run", "--v8-flags=--wasm-tiering-budget=40000000,--experimental-wasm-wide-arithmetic", "--no-prompt", "--cached-only", "--node-modules-dir=manual", \
     "--allow-read=/app,/data", "--allow-write=/data", \
     "--allow-net", "--allow-env=OVIS_*,HOME,XDG_DATA_HOME", "--allow-sys=uid,statfs", \
     "--allow-ffi=/lib/x86_64-linux-gnu/libc.so.6,/lib/aarch64-linux-gnu/libc.so.6", \

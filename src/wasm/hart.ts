@@ -7,7 +7,7 @@
 
 /// <reference path="./assembly/types.d.ts" />
 
-import { RegionCompiler } from "./translator.ts";
+import { HAS_WIDE_ARITHMETIC, RegionCompiler } from "./translator.ts";
 
 /** Offsets and constants of the shared memory, under the names of assembly/hart/layout.ts. */
 export type HartLayout = Readonly<typeof import("./assembly/hart/layout.ts")>;
@@ -41,6 +41,8 @@ export interface HartExports {
   runExactly(count: number): number;
   /** Translates what is hot, and keeps at most so many regions and bytes of their modules. */
   startTranslator(regions: number, bytes: number): void;
+  /** Whether translated code may use WebAssembly's wide arithmetic: as V8 understands it. */
+  setWideArithmetic(isThere: boolean): void;
   /**
    * For tests: translates places where the interpreter was seen `samples` times, looking every
    * `period` instructions; `period` 0: nothing is translated, as at first.
@@ -103,6 +105,7 @@ export function instantiateHart(
   const { exports } = new WebAssembly.Instance(module, importsOf(memory, imports, compiler));
   compiler.attach(exports);
   const hart = exports as unknown as HartExports;
+  hart.setWideArithmetic(HAS_WIDE_ARITHMETIC);
   hart.bind(options.hartId);
   return hart;
 }

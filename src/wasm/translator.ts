@@ -40,6 +40,18 @@ const HELPERS = [
   "leaveRegion",
 ];
 
+/** (module (func (param i64 i64) (result i64 i64) local.get 0 local.get 1 i64.mul_wide_u)) */
+// deno-fmt-ignore: a section a line
+const WIDE_MULTIPLICATION = Uint8Array.of(
+  0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00,
+  0x01, 0x08, 0x01, 0x60, 0x02, 0x7e, 0x7e, 0x02, 0x7e, 0x7e,
+  0x03, 0x02, 0x01, 0x00,
+  0x0a, 0x0a, 0x01, 0x08, 0x00, 0x20, 0x00, 0x20, 0x01, 0xfc, 0x16, 0x0b,
+);
+
+/** Whether V8 was started with wide arithmetic, which is an experiment of its. */
+export const HAS_WIDE_ARITHMETIC: boolean = WebAssembly.validate(WIDE_MULTIPLICATION);
+
 /** By how much the table grows, so that it need not grow for each region. */
 const TABLE_STEP = 256;
 

@@ -6,6 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { FLOW, makeFlow, startRegisters } from "../support/random_flow.ts";
 import { RandomInstructions } from "../support/random_instructions.ts";
+import { HAS_WIDE_ARITHMETIC } from "../../src/wasm/translator.ts";
 import { CSR } from "../support/rv_asm.ts";
 import { layout, RAM, TestHart } from "../support/test_hart.ts";
 
@@ -128,6 +129,7 @@ for (const mode of MODES) {
       const image = makeFlow(random, mode.base);
       const [translated, reference] = [start(image, mode), start(image, mode)];
       translated.hart(0).setTranslator(1, 1);
+      translated.hart(0).setWideArithmetic(HAS_WIDE_ARITHMETIC && number % 2 === 0);
       for (let stop = 0; stop < STOPS; stop++) {
         const budget = 1 + random.below(random.pick([20, 200, 2000]));
         const where = `program ${number}, stop ${stop}, seed ${SEED}`;

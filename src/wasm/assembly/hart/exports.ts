@@ -9,6 +9,7 @@ export {
   startTranslator,
   wakeSeen,
 } from "./run";
+export { setWideArithmetic } from "./translator/policy";
 export { leaveRegion } from "./translator/calls";
 export {
   atomicOperation,

@@ -20,6 +20,7 @@ import {
   IMPORT_OR_COMBINE,
   IMPORT_REVERSE_BYTES,
 } from "./module";
+import { hasWideArithmetic } from "./policy";
 import * as w from "./writer";
 
 export function fieldRd(slot: u64): u32 {
@@ -181,7 +182,7 @@ function emitFence(): void {
   w.get(l.HART);
   w.i32Const(0);
   w.atomicAccess(0x1e, 2, HART_FENCE_WORD); // i32.atomic.rmw.add
-  w.byte(0x1a); // drop
+  w.byte(w.DROP);
 }
 
 function emitAuipc(distance: i32, imm: i64): void {
@@ -329,13 +330,9 @@ function emitMultiply(opcode: u32, slot: u64): void {
       binary(slot, w.I64_MUL);
       break;
     case op.OP_MULH:
-      binaryCall(slot, IMPORT_MULH);
-      break;
     case op.OP_MULHSU:
-      binaryCall(slot, IMPORT_MULHSU);
-      break;
     case op.OP_MULHU:
-      binaryCall(slot, IMPORT_MULHU);
+      emitMultiplyHigh(opcode, slot);
       break;
     case op.OP_MULW:
       binary32(slot, w.I32_MUL);
@@ -352,10 +349,27 @@ function emitMultiply(opcode: u32, slot: u64): void {
   }
 }
 
-function binaryCall(slot: u64, index: u32): void {
+/** The upper half of the product: by an instruction, where V8 has it, else by a call. */
+function emitMultiplyHigh(opcode: u32, slot: u64): void {
   emitX(fieldRs1(slot));
   emitX(fieldRs2(slot));
-  w.call(index);
+  if (!hasWideArithmetic) {
+    const isMixed = opcode === op.OP_MULHSU;
+    w.call(isMixed ? IMPORT_MULHSU : opcode === op.OP_MULH ? IMPORT_MULH : IMPORT_MULHU);
+    return;
+  }
+  w.multiplyWide(opcode === op.OP_MULH);
+  w.set(l.operandA());
+  w.byte(w.DROP);
+  w.get(l.operandA());
+  if (opcode !== op.OP_MULHSU) return;
+  // A negative multiplicand was taken for 2^64 more than it is.
+  emitX(fieldRs1(slot));
+  w.i64Const(63);
+  w.byte(w.I64_SHR_S);
+  emitX(fieldRs2(slot));
+  w.byte(w.I64_AND);
+  w.byte(w.I64_SUB);
 }
 
 /**

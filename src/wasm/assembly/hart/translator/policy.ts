@@ -55,12 +55,23 @@ export const BLOCK_INSTRUCTIONS: u32 = 60;
 
 /**
  * A region that was left so often for places on its own pages that nothing is known of is made anew
- * with them; twice as often each further time.
+ * with them; twice as often each further time, up to MISSES_GROW times. A miss costs up to a
+ * microsecond, V8's work on a region some ten milliseconds.
  */
 export const MISSES_OF_A_REBUILD: u32 = 500;
+export const MISSES_GROW: u32 = 3;
 /** So many such places are kept, and so often a region is made anew. */
 export const MISSED_PLACES: u32 = 24;
 export const REBUILDS: u32 = 8;
+
+// ---- what V8 understands -----------------------------------------------------------------------
+
+/** Whether it compiles i64.mul_wide_s and i64.mul_wide_u. */
+export let hasWideArithmetic: bool = false;
+
+export function setWideArithmetic(isThere: bool): void {
+  hasWideArithmetic = isThere;
+}
 
 // ---- the size of the code cache -----------------------------------------------------------------
 

@@ -28,6 +28,7 @@ import { area, HEAT, PAGE_HEADS, PAGE_LIST, REGIONS, STATE } from "./area";
 import {
   codeBytesLimit,
   MISSED_PLACES,
+  MISSES_GROW,
   MISSES_OF_A_REBUILD,
   REBUILDS,
   REGION_ENTRIES,
@@ -260,7 +261,7 @@ export function noteMiss(index: u32, base: u64, pc: u64): bool {
   }
   const misses = load<u32>(record, MISSES) + 1;
   store<u32>(record, misses, MISSES);
-  return misses >= MISSES_OF_A_REBUILD << load<u32>(record, GENERATION);
+  return misses >= MISSES_OF_A_REBUILD << min(load<u32>(record, GENERATION), MISSES_GROW);
 }
 
 /** Whether the region may be made anew once more. */

@@ -213,6 +213,12 @@ export function atomicAccess(opcode: u32, alignment: u32, offset: u32): void {
   unsigned(offset);
 }
 
+/** i64.mul_wide_s or i64.mul_wide_u (wide arithmetic): the product's lower half, then the upper. */
+export function multiplyWide(isSigned: bool): void {
+  byte(0xfc);
+  byte(isSigned ? 0x15 : 0x16);
+}
+
 // ---- opcodes ------------------------------------------------------------------------------------
 
 export const I32_LOAD: u32 = 0x28;
@@ -231,6 +237,7 @@ export const I64_STORE8: u32 = 0x3c;
 export const I64_STORE16: u32 = 0x3d;
 export const I64_STORE32: u32 = 0x3e;
 
+export const DROP: u32 = 0x1a;
 export const SELECT: u32 = 0x1b;
 export const I32_EQZ: u32 = 0x45;
 export const I32_EQ: u32 = 0x46;
