@@ -653,3 +653,20 @@ Deno.test("openDiskFile() opens past the system's cache where the file system ca
     libc.close();
   }
 });
+
+Deno.test("FileNode.takeRoomAhead() gives room to what is written and to growth, to nothing else", async () => {
+  using folder = tempFolder();
+  const disk = createDisk(`${folder.path}/disk`, 4 * MiB);
+  disk.takeRoomAhead();
+  now(disk.write(MiB, filled(MiB, 1)));
+  const written = disk.allocatedBytes;
+  assert(written >= MiB && written < 2 * MiB, `${written}`);
+  await disk.resize(8 * MiB);
+  assert(disk.allocatedBytes >= 5 * MiB, `${disk.allocatedBytes}`);
+  assertEquals(await readBytes(disk, 5 * MiB, 4096), new Uint8Array(4096));
+  now(disk.write(4 * MiB, filled(MiB, 2)));
+  await disk.resize(5 * MiB);
+  assert(disk.allocatedBytes < 3 * MiB, `${disk.allocatedBytes}`);
+  assertEquals(await readBytes(disk, 4 * MiB, MiB), new Uint8Array(MiB).fill(2));
+  await disk.close();
+});

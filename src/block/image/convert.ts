@@ -15,7 +15,7 @@
 
 import { isZero } from "../../wasm/kernels.ts";
 import { systemClock } from "../clock.ts";
-import type { FileNode } from "../drivers/file.ts";
+import { FileNode } from "../drivers/file.ts";
 import { IoVector } from "../io_vector.ts";
 import type { BlockNode } from "../node.ts";
 import { requestBuffer } from "../request_buffer.ts";
@@ -93,6 +93,8 @@ export class ConvertError extends Error {
 /** Copies. Throws a ConvertError; the target then holds a part. */
 export async function convertDisks(options: ConvertOptions): Promise<void> {
   const converter = new Converter(options);
+  // What is there already may have holes that stay.
+  if (options.isTargetZero) takeRoomAhead(options.target);
   const workers: Promise<void>[] = [];
   let failure: { error: unknown } | null = null;
   for (let index = 0; index < options.parallel && !converter.isDone; index++) {
@@ -104,6 +106,14 @@ export async function convertDisks(options: ConvertOptions): Promise<void> {
   }
   await Promise.all(workers);
   if (failure !== null) throw (failure as { error: unknown }).error;
+}
+
+/** For a target that is written from start to end. */
+function takeRoomAhead(target: BlockNode): void {
+  for (const name of ["file", "data-file"]) {
+    const node = target.children.get(name)?.node;
+    if (node instanceof FileNode) node.takeRoomAhead();
+  }
 }
 
 /** A run of one state, and what becomes of it. */
