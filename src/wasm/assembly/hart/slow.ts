@@ -329,8 +329,11 @@ function noteJump(pc: u64): void {
     clearEvent();
     return;
   }
-  // Where nothing was executed yet there is nothing to translate.
-  if (isTranslated(code) || load<u64>(code) === 0) return;
+  if (isTranslated(code)) return;
+  // Where nothing was executed yet there is nothing to translate. What straddles two pages has no
+  // decoded code.
+  const straddles = (<u32>pc & 0xffe) === 0xffe;
+  if (load<u64>(code) === 0 && !straddles) return;
   const index = load<u32>(hart, HART_LAST_HANDLE) >> ENTRY_BITS;
   const base = load<u64>(hart, HART_LAST_BASE);
   if (!hasPage(index, base, pc) || !mayGrow(index)) notePlace(pc, HEAT_OF_A_MISS);
