@@ -10,7 +10,6 @@
  * @module
  */
 
-import { assert } from "../block/assert.ts";
 import { viewOf } from "./codec.ts";
 import type { FilePart } from "../block/types.ts";
 import type { ByteStream } from "./byte_stream.ts";
@@ -139,8 +138,7 @@ export class OutputQueue {
    * into its place and commits the whole.
    */
   sendFile(headBytes: number, part: FilePart & { length: number }): number {
-    if (this.#chunk === null || this.#isBroken) return 0;
-    assert(this.#pendingBytes === 0, "a file is sent in front of other replies");
+    if (this.#chunk === null || this.#isBroken || this.#pendingBytes > 0) return 0;
     return this.#stream.sendFile?.(this.#chunk.bytes.subarray(0, headBytes), part) ?? 0;
   }
 
