@@ -9,7 +9,6 @@
 import { HART_F, HART_PC } from "../layout";
 import * as op from "../opcodes";
 import {
-  HART_DATA_TLB,
   HART_EPOCH,
   HART_FLOAT,
   HART_JUMP_CACHE,
@@ -40,7 +39,7 @@ import { emitInstruction, emitX, noteUse, setXFromStack } from "./instructions";
 import { emitCases } from "./indirect";
 import * as l from "./locals";
 import { JUMP_CACHE_FOLD, JUMP_CACHE_MASK } from "./jump_cache";
-import { emitForgetPages } from "./memory_access";
+import { DATA_TLB, emitForgetPages } from "./memory_access";
 import {
   IMPORT_FIND,
   IMPORT_LEAVE,
@@ -255,18 +254,17 @@ function emitJump(out: u32, top: u32): void {
 // ---- looking for a page -------------------------------------------------------------------------
 
 /**
- * The body of (hart, va, size) -> address in this memory, or 0: a look into the TLB, then the
- * core's helper.
+ * The body of (va, size) -> address in this memory, or 0: a look into the TLB, then the core's
+ * helper.
  */
 export function emitLookup(isWrite: bool): void {
-  const entry: u32 = 3;
+  const entry: u32 = 2;
   w.beginBody();
   w.unsigned(1);
   w.unsigned(1);
   w.byte(w.I32);
+  w.globalGet(DATA_TLB);
   w.get(0);
-  w.access(w.I32_LOAD, HART_DATA_TLB);
-  w.get(1);
   w.byte(w.I32_WRAP);
   w.i32Const(TLB_SHIFT);
   w.byte(w.I32_SHR_U);
@@ -275,8 +273,8 @@ export function emitLookup(isWrite: bool): void {
   w.byte(w.I32_ADD);
   w.tee(entry);
   w.access(w.I64_LOAD, isWrite ? TLB_WRITE : 0);
+  w.get(0);
   w.get(1);
-  w.get(2);
   w.byte(w.I64_EXTEND_U);
   w.i64Const(1);
   w.byte(w.I64_SUB);
@@ -285,12 +283,12 @@ export function emitLookup(isWrite: bool): void {
   w.byte(w.I64_AND);
   w.byte(w.I64_NE);
   w.ifUnlikely();
+  w.get(0);
   w.get(1);
-  w.get(2);
   w.call(isWrite ? IMPORT_WRITE_PAGE : IMPORT_READ_PAGE);
   w.byte(0x0f); // return
   w.end();
-  w.get(1);
+  w.get(0);
   w.byte(w.I32_WRAP);
   w.get(entry);
   w.access(w.I32_LOAD, (isWrite ? TLB_WRITE : 0) + 8);

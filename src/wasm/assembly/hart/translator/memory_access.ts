@@ -11,7 +11,7 @@
  */
 
 import * as op from "../opcodes";
-import { HART_DATA_EPOCH } from "../state";
+import { HART_DATA_EPOCH, HART_DATA_TLB } from "../state";
 import { currentPage, emitStep } from "./blocks";
 import { emitX } from "./instructions";
 import * as l from "./locals";
@@ -22,30 +22,28 @@ import * as w from "./writer";
 const NO_TAG: i64 = 0x800;
 
 /**
- * Globals of the module, behind what is imported: the data epoch (state.ts) that the pages are of;
- * the address and the distance of each page.
+ * Globals of the module, behind what is imported: the data epoch (state.ts) that all these are of;
+ * HART_DATA_TLB; the address and the distance of each page.
  */
 const PAGES_EPOCH: u32 = GLOBAL_IMPORTS;
+export const DATA_TLB: u32 = GLOBAL_IMPORTS + 1;
 
 function tagOf(page: u32): u32 {
-  return PAGES_EPOCH + 1 + 2 * page;
+  return DATA_TLB + 1 + 2 * page;
 }
 
 function deltaOf(page: u32): u32 {
-  return PAGES_EPOCH + 2 + 2 * page;
+  return DATA_TLB + 2 + 2 * page;
 }
 
 /** Declares the globals: the contents of the section. They begin with no epoch, so with no page. */
 export function writePageGlobals(): void {
-  w.unsigned(1 + 2 * l.pageCount);
-  w.byte(w.I64);
-  w.byte(1); // mutable
-  w.i64Const(-1);
-  w.byte(0x0b);
-  for (let page: u32 = 0; page < l.pageCount; page++) {
+  w.unsigned(2 + 2 * l.pageCount);
+  // Of each page as of all of them: a long one and a short one.
+  for (let pair: u32 = 0; pair <= l.pageCount; pair++) {
     w.byte(w.I64);
     w.byte(1); // mutable
-    w.i64Const(0);
+    w.i64Const(-1);
     w.byte(0x0b);
     w.byte(w.I32);
     w.byte(1);
@@ -65,6 +63,9 @@ export function emitForgetPages(): void {
   w.get(l.HART);
   w.access(w.I64_LOAD, HART_DATA_EPOCH);
   w.globalSet(PAGES_EPOCH);
+  w.get(l.HART);
+  w.access(w.I32_LOAD, HART_DATA_TLB);
+  w.globalSet(DATA_TLB);
   for (let page: u32 = 0; page < l.pageCount; page++) {
     w.i64Const(NO_TAG);
     w.globalSet(tagOf(page));
@@ -127,7 +128,6 @@ export function emitHostAddress(base: u32, imm: i64, sizeLog: u32, isWrite: bool
   w.globalGet(tag);
   w.byte(w.I64_NE);
   w.ifUnlikely();
-  w.get(l.HART);
   w.get(l.va());
   w.i32Const(<i32>size);
   w.call(isWrite ? LOOKUP_WRITE : LOOKUP_READ);

@@ -73,8 +73,7 @@ const TYPE_BINARY: u32 = 2; // (i64, i64) -> i64
 const TYPE_UNARY: u32 = 3; // i64 -> i64
 const TYPE_FLOAT: u32 = 4; // i32 -> i32
 const TYPE_ATOMIC: u32 = 5; // (i32, i32) -> i32
-const TYPE_LOOKUP: u32 = 6; // (i32, i64, i32) -> i32
-const TYPE_FIND: u32 = 7; // i64 -> i32
+const TYPE_FIND: u32 = 6; // i64 -> i32
 
 /** Translates a region around `pc`, where code was just executed. */
 export function translate(pc: u64): void {
@@ -161,8 +160,8 @@ function writeModule(): u32 {
   writeImports();
   const functions = beginSection(FUNCTIONS);
   w.unsigned(3);
-  w.unsigned(TYPE_LOOKUP);
-  w.unsigned(TYPE_LOOKUP);
+  w.unsigned(TYPE_PAGE);
+  w.unsigned(TYPE_PAGE);
   w.unsigned(REGION_TYPE);
   endSection(functions);
   const globals = beginSection(GLOBALS);
@@ -199,24 +198,22 @@ function writeLookup(isWrite: bool): void {
 
 function writeTypes(): void {
   const size = beginSection(TYPES);
-  w.unsigned(8);
+  w.unsigned(7);
   writeRegionType();
-  writeType(2, w.I64, w.I32, 0, w.I32);
-  writeType(2, w.I64, w.I64, 0, w.I64);
-  writeType(1, w.I64, 0, 0, w.I64);
-  writeType(1, w.I32, 0, 0, w.I32);
-  writeType(2, w.I32, w.I32, 0, w.I32);
-  writeType(3, w.I32, w.I64, w.I32, w.I32);
-  writeType(1, w.I64, 0, 0, w.I32);
+  writeType(2, w.I64, w.I32, w.I32);
+  writeType(2, w.I64, w.I64, w.I64);
+  writeType(1, w.I64, 0, w.I64);
+  writeType(1, w.I32, 0, w.I32);
+  writeType(2, w.I32, w.I32, w.I32);
+  writeType(1, w.I64, 0, w.I32);
   endSection(size);
 }
 
-function writeType(count: u32, first: u32, second: u32, third: u32, result: u32): void {
+function writeType(count: u32, first: u32, second: u32, result: u32): void {
   w.byte(0x60);
   w.unsigned(count);
   w.byte(first);
   if (count > 1) w.byte(second);
-  if (count > 2) w.byte(third);
   w.unsigned(1);
   w.byte(result);
 }
