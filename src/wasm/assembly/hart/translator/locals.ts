@@ -1,10 +1,11 @@
 /**
- * The locals of a region's function. The guest's x registers are parameters, which regions hand on to
- * each other: V8 keeps most of them in the stack, where what was not written stays as it is. Of the f
- * registers those that the region uses have a local each, and are in memory between regions. And
- * which pages are kept (memory_access.ts): one for the loads, and one for the stores, relative to one
- * value of a base register within a block; and for all those relative to what the register holds
- * when a block begins.
+ * The locals of a region's function. The guest's x registers are parameters, which regions hand on
+ * to each other: V8 keeps most of them in the stack, where what was not written stays as it is. Of
+ * f registers those that the region uses have a local each; between regions they are in memory.
+ *
+ * And which pages are kept (memory_access.ts): one for the loads, and one for the stores, relative
+ * to one value of a base register within a block; and for all those relative to what the register
+ * holds when a block begins.
  *
  *   parameters   hart, handle, base, LEFT, x1 ... x31, HOPS
  *   i32          SELECTOR ... FLOAT
