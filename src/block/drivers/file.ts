@@ -325,11 +325,11 @@ export class FileNode extends BlockNode {
    * The bytes of a range without a copy: see FileWindow. Null where they have to be read, also
    * where the range is not in the file.
    */
-  view(offset: number, length: number): Uint8Array | null {
+  view(offset: number, length: number, dataBytes = length): Uint8Array | null {
     const { libc, fd } = this.#file;
     if (libc === null || this.isDirect || offset + length > this.sizeBytes) return null;
     this.#window ??= new FileWindow(libc, fd);
-    return this.#window.view(offset, length);
+    return this.#window.view(offset, length, dataBytes);
   }
 
   /**

@@ -27,6 +27,10 @@ export class FileWindow {
   readonly #memory = requestBuffer(WINDOW_BYTES);
   /** Where the window is in the file; -1: nowhere. */
   #start = -1;
+  /** How far the system was told to read it. */
+  #aheadEnd = 0;
+  /** How much of the window was looked at: where it was most, the next one is read as a whole. */
+  #seenBytes = 0;
 
   /** Over an open file, which is closed only after this. */
   constructor(libc: LibC, fd: number) {
@@ -36,20 +40,34 @@ export class FileWindow {
 
   /**
    * The bytes of a range that lies in the file: null where they have to be read. They are good
-   * until the next call, and must not be changed.
+   * until the next call, and must not be changed. `dataBytes`: how much data there is from `offset`
+   * on; it is read ahead, and large holes are not.
    */
-  view(offset: number, length: number): Uint8Array | null {
+  view(offset: number, length: number, dataBytes = length): Uint8Array | null {
     const first = offset - offset % PAGE_BYTES;
     const end = offset + length;
     if (end - first > WINDOW_BYTES) return null;
     if (this.#start < 0 || first < this.#start || end > this.#start + WINDOW_BYTES) {
+      this.#start = -1;
       if (!this.#libc.map(this.#fd, first, this.#memory)) return null;
+      const isDense = this.#seenBytes > WINDOW_BYTES / 2;
       this.#start = first;
+      this.#seenBytes = 0;
+      this.#aheadEnd = 0;
+      if (isDense) this.#readAhead(first, Infinity);
     }
+    if (end > this.#aheadEnd) this.#readAhead(first, Math.max(offset + dataBytes, end));
+    this.#seenBytes += length;
     if (!this.#libc.populate(this.#memory.subarray(first - this.#start, end - this.#start))) {
       return null;
     }
     return this.#memory.subarray(offset - this.#start, end - this.#start);
+  }
+
+  #readAhead(offset: number, end: number): void {
+    this.#aheadEnd = Math.min(end, this.#start + WINDOW_BYTES);
+    const [from, to] = [offset - this.#start, this.#aheadEnd - this.#start];
+    this.#libc.readAhead(this.#memory.subarray(from, to));
   }
 
   /** Views are empty from now on. */

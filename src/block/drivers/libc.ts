@@ -310,10 +310,12 @@ export class LibC {
    * nothing, reading ends the process: see `populate`.
    */
   map(fd: number, offset: number, pages: Uint8Array): boolean {
-    if (!this.#map(pages, MAP_PRIVATE | MAP_FIXED, fd, offset)) return false;
-    // Read from the medium in large requests, before anybody waits.
+    return this.#map(pages, MAP_PRIVATE | MAP_FIXED, fd, offset);
+  }
+
+  /** Has whole pages that a file was laid over read from the medium, and does not wait for it. */
+  readAhead(pages: Uint8Array): void {
     this.#symbolsMapping().madvise(toView(pages), BigInt(pages.length), MADV_WILLNEED);
-    return true;
   }
 
   /** Makes pages that `map` laid a file over memory like any other again: zeroes. */

@@ -76,12 +76,12 @@ export class DiskStatus {
   }
 
   /**
-   * The bytes of a range of a run as they lie in a file, without reading them: see FileNode.view.
-   * `at`: where the range is in the run. Null where they have to be read.
+   * The first bytes of a run, whose length is `runBytes`, as they lie in a file, without reading
+   * them: see FileNode.view. Null where they have to be read.
    */
-  view(host: DiskRun["host"], at: number, length: number): Uint8Array | null {
+  view(host: DiskRun["host"], length: number, runBytes: number): Uint8Array | null {
     if (host === null || !this.#isPlain || !(host.node instanceof FileNode)) return null;
-    return host.node.view(host.offset + at, length);
+    return host.node.view(host.offset, length, runBytes);
   }
 
   /** What one node says, completed by what its file and its place in the chain say. */

@@ -91,7 +91,7 @@ class Comparer {
       let length = run.length;
       if (isData(run)) {
         length = Math.min(length, longer.pieceBytes);
-        const at = firstNonZero(yield* longer.read(offset, length, run.host));
+        const at = firstNonZero(yield* longer.read(offset, length, run));
         if (at >= 0) return { result: "content", offset: offset + at, isBehindEnd: true };
       }
       offset += length;
@@ -115,15 +115,15 @@ class Comparer {
     if (!isData(one) && !isData(two)) return { length: both, different: null };
     const piece = Math.min(both, Math.max(first.pieceBytes, second.pieceBytes));
     let at: number;
-    if (!isData(one)) at = firstNonZero(yield* second.read(offset, piece, two.host));
-    else if (!isData(two)) at = firstNonZero(yield* first.read(offset, piece, one.host));
+    if (!isData(one)) at = firstNonZero(yield* second.read(offset, piece, two));
+    else if (!isData(two)) at = firstNonZero(yield* first.read(offset, piece, one));
     else {
       // One file has one window.
       const isOneFile = one.host?.node === two.host?.node;
       // Both are on their way before either is waited for.
       const [a, b] = [
-        start(first.read(offset, piece, one.host)),
-        start(second.read(offset, piece, isOneFile ? null : two.host)),
+        start(first.read(offset, piece, one)),
+        start(second.read(offset, piece, isOneFile ? null : two)),
       ];
       at = firstDifference(yield* settle(a()), yield* settle(b()));
     }
@@ -165,9 +165,9 @@ class Disk {
     }
   }
 
-  /** `host`: where it lies, if it may be looked at there. */
-  *read(offset: number, length: number, host: DiskRun["host"]): Steps<Uint8Array> {
-    const seen = this.#status.view(host, 0, length);
+  /** `run`: where it lies, if it may be looked at there. */
+  *read(offset: number, length: number, run: DiskRun | null): Steps<Uint8Array> {
+    const seen = run && this.#status.view(run.host, length, run.length);
     if (seen !== null) return seen;
     const piece = this.#buffer.subarray(0, length);
     const present = piece.subarray(0, Math.max(this.#node.sizeBytes - offset, 0));

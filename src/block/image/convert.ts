@@ -122,6 +122,8 @@ interface Chunk {
   source: Source;
   /** Where the bytes lie as they are. */
   host: DiskRun["host"];
+  /** How far the run goes from here. */
+  runBytes: number;
   /** Resolves when this chunk may be written; null: at once. */
   before: Promise<void> | null;
   /** Lets the next one be written. */
@@ -293,7 +295,7 @@ class Converter {
       if (this.#lastWrite === promise) this.#lastWrite = null;
     };
     const host = run.host && { ...run.host, offset: run.host.offset + offset - run.start };
-    return { offset, length, kind, source, host, before, written };
+    return { offset, length, kind, source, host, runBytes: run.end - offset, before, written };
   }
 
   *#copy(chunk: Chunk): Steps<void> {
@@ -328,7 +330,7 @@ class Converter {
     if (this.#isWaiting || chunk.kind !== "data" || isCompressed || throttle) return false;
     if (chunk.before !== null) yield chunk.before;
     if (this.#isWaiting) return false;
-    const data = chunk.source.status.view(chunk.host, 0, chunk.length);
+    const data = chunk.source.status.view(chunk.host, chunk.length, chunk.runBytes);
     if (data === null) return false;
     yield* this.#writeRuns(chunk.offset, data);
     return true;

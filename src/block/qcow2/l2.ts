@@ -16,6 +16,7 @@ import { limits } from "../../limits.ts";
 import { settle, type Steps } from "../steps.ts";
 import type { ImageContext } from "./context.ts";
 import { HI_COPIED, HI_OFFSET_MASK } from "./format.ts";
+import type { ImageFile } from "./image_file.ts";
 import { MetadataCache, type Slice } from "./metadata_cache.ts";
 import { METADATA } from "./overlap.ts";
 import { hex, type Refcounts } from "./refcounts.ts";
@@ -120,22 +121,33 @@ export class L2Tables {
 
   /** The slice that describes a guest offset, null where no L2 table does. */
   *slice(guestOffset: number): Steps<Slice | null> {
-    const { l2Coverage, sliceCoverage, sliceBytes } = this.#context.geometry;
-    const l1Index = Math.floor(guestOffset / l2Coverage);
+    const l1Index = Math.floor(guestOffset / this.#context.geometry.l2Coverage);
     const table = this.#offsetOf(l1Index);
     if (table === 0) return null;
-    const inTable = guestOffset - l1Index * l2Coverage;
-    const offset = table + Math.floor(inTable / sliceCoverage) * sliceBytes;
+    const offset = this.#sliceOffset(guestOffset);
     const cached = this.#cache.get(offset);
     if (cached !== undefined) return cached;
     yield* this.#checkTable(l1Index, table);
-    return yield* this.#loadSlice(offset);
+    return yield* this.#addSlice(offset, this.#context.file);
+  }
+
+  /** Where the slice for a guest offset is, in a table that there is. */
+  #sliceOffset(guestOffset: number): number {
+    const { l2Coverage, sliceCoverage, sliceBytes } = this.#context.geometry;
+    const l1Index = Math.floor(guestOffset / l2Coverage);
+    const inTable = guestOffset - l1Index * l2Coverage;
+    return this.#offsetOf(l1Index) + Math.floor(inTable / sliceCoverage) * sliceBytes;
   }
 
   /** The slice that describes a guest offset, in a table that may be changed; made if need be. */
   *sliceForWrite(guestOffset: number): Steps<Slice> {
     const l1Index = Math.floor(guestOffset / this.#context.geometry.l2Coverage);
-    if (!this.isTableCopied(l1Index)) yield* this.#ownTable(l1Index);
+    if (!this.isTableCopied(l1Index)) {
+      const isEmpty = this.#offsetOf(l1Index) === 0;
+      yield* this.#ownTable(l1Index);
+      // What was just made needs not be read.
+      if (isEmpty) return yield* this.#addSlice(this.#sliceOffset(guestOffset), null);
+    }
     const slice = yield* this.slice(guestOffset);
     if (slice === null) throw new Error("an L2 table is missing that was just made");
     return slice;
@@ -219,13 +231,14 @@ export class L2Tables {
     }
   }
 
-  *#loadSlice(offset: number): Steps<Slice> {
+  /** Puts a slice into the cache: from the file, or an empty one. */
+  *#addSlice(offset: number, file: ImageFile | null): Steps<Slice> {
     if (this.#cache.makeRoom() !== null) {
       yield* this.#context.commit();
       this.#cache.makeRoom();
     }
     const bytes = new Uint8Array(this.#context.geometry.sliceBytes);
-    yield* settle(this.#context.file.read(offset, bytes));
+    if (file !== null) yield* settle(file.read(offset, bytes));
     return this.#cache.put(offset, bytes, false);
   }
 
