@@ -225,7 +225,7 @@ function hasFastDouble(bits: u32): bool {
     case FUNCT5_TO_INTEGER:
       return rm === RM_RTZ && (rs2 === 0 || rs2 === 2) && rdOf(bits) !== 0;
     case FUNCT5_FROM_INTEGER:
-      return rs2 < 3 && isUsualRounding(bits);
+      return rs2 < 4 && isUsualRounding(bits);
     default:
       return false;
   }
@@ -472,12 +472,12 @@ function emitTruncated(slot: u64, isWord: bool): void {
   setXFromStack(fieldRd(slot));
 }
 
-/** FCVT.D.W, .WU and .L: the first two are exact. */
+/** FCVT.D.W, .WU, .L and .LU: the first two are exact. */
 function emitConverted(slot: u64, kind: u32): void {
-  if (kind === 2) slowUnlessHost();
+  if (kind >= 2) slowUnlessHost();
   emitX(fieldRs1(slot));
-  if (kind === 2) {
-    w.byte(0xb9); // f64.convert_i64_s
+  if (kind >= 2) {
+    w.byte(kind === 2 ? w.F64_CONVERT_I64_S : w.F64_CONVERT_I64_U);
   } else {
     w.byte(w.I32_WRAP);
     w.byte(kind === 0 ? w.F64_CONVERT_I32_S : w.F64_CONVERT_I32_U);
