@@ -341,15 +341,18 @@ export class JobSimulation {
   }
 
   #jobVerb(): void {
-    const job = this.#running?.job;
+    const running = this.#running;
+    const job = running?.job;
     if (!job) return;
     const verb = this.#random.pick(["pause", "resume", "resume", "complete", "speed", "cancel"]);
+    // A stream is over soon: else hardly any would be cancelled.
+    const cancelPercent = running.kind === "stream" ? 100 : 15;
     try {
       if (verb === "pause") job.pause();
       else if (verb === "resume") job.resume();
       else if (verb === "complete") job.complete();
       else if (verb === "speed") job.setSpeed(this.#random.pick([0, 1024 * 1024]));
-      else if (this.#random.chance(15)) this.#cancel(job);
+      else if (this.#random.chance(cancelPercent)) this.#cancel(job);
       this.#note(`job ${verb}`);
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
