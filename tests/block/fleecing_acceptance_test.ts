@@ -274,6 +274,22 @@ Deno.test("acceptance 16: discards free the target, may be repeated, and leave n
   await rig.close(fleecing);
 });
 
+Deno.test("acceptance 18: an unaligned discard takes the clusters within it, and no others", async () => {
+  const rig = new Rig();
+  await rig.guest.write(0, MiB, 0x11);
+  const fleecing = await rig.fleece();
+  await rig.guest.write(0, MiB, 0x22);
+  assertEquals(await fleecing.view.trim(10, 1000), "ok");
+  assertEquals(dataClusters(fleecing.target), "0+16");
+  assertEquals(await fleecing.view.trim(100, 3 * CLUSTER), "ok");
+  assertEquals(dataClusters(fleecing.target), "0+1 3+13");
+  assertEquals(await fleecing.view.read(CLUSTER, 1), "refused");
+  assertEquals(await fleecing.view.read(3 * CLUSTER - 1, 1), "refused");
+  assertEquals(await fleecing.view.read(0, CLUSTER), `11*${CLUSTER}`);
+  assertEquals(await fleecing.view.read(3 * CLUSTER, CLUSTER), `11*${CLUSTER}`);
+  await rig.close(fleecing);
+});
+
 Deno.test("acceptance 19: a view can't be written, by whomever", async () => {
   const rig = new Rig();
   const fleecing = await rig.fleece();
