@@ -216,6 +216,7 @@ function clearJumpCaches(): void {
 export function resetEpoch(): void {
   if (load<u32>(hart, HART_LAST_HANDLE) !== 0) clearJumpCaches();
   store<u32>(hart, 0, HART_EPOCH);
+  store<u64>(hart, 0, HART_DATA_EPOCH);
 }
 
 function codePageByte(va: u64): u32 {
