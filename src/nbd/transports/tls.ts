@@ -106,6 +106,7 @@ class TlsStream implements SecurableStream {
   #isPaused = false;
   #isClosed = false;
   #hasEnded = false;
+  #rawEnd: StreamEnd | null = null;
 
   constructor(raw: ByteStream, secure: Secure) {
     this.#raw = raw;
@@ -191,7 +192,10 @@ class TlsStream implements SecurableStream {
   #onSocket(socket: tls.TLSSocket): void {
     this.#socket = socket;
     socket.on("data", (bytes: Uint8Array) => this.#sink?.onData(bytes));
-    socket.on("end", () => this.#end({ kind: "finished" }));
+    socket.on("end", () => {
+      if (this.#rawEnd?.kind === "closed") this.#fail(new Error(this.#rawEnd.message));
+      else this.#end({ kind: "finished" });
+    });
     socket.on("error", (error) => this.#fail(error));
     socket.on("close", () => this.#end({ kind: "closed", message: "TLS ended" }));
   }
@@ -209,7 +213,9 @@ class TlsStream implements SecurableStream {
 
   #onRawEnd(end: StreamEnd): void {
     if (this.#duplex === null) return this.#end(end);
-    if (end.kind === "finished") this.#duplex.push(null);
+    this.#rawEnd = end;
+    // What came before the end is deciphered and heard first.
+    if (end.kind === "finished" || this.#socket !== null) this.#duplex.push(null);
     else this.#duplex.destroy(new Error(end.message));
   }
 
