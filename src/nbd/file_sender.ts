@@ -11,6 +11,7 @@
  */
 
 import type { BlockExport } from "../block/export.ts";
+import type { FilePart } from "../block/types.ts";
 import type { OutputQueue } from "./output_queue.ts";
 import { isZero, type ReplyRange, type ReplyWriter } from "./reply_writer.ts";
 import type { NbdRequest } from "./request_parser.ts";
@@ -35,15 +36,14 @@ export class FileSender {
 
   /** Whether it is worth while to wait with a range until nothing else is on its way. */
   canSend(offset: number, length: number): boolean {
-    return this.#queue.sendsFiles && length >= PIECE_BYTES_MIN &&
-      (this.#export.filePart?.(offset, length) ?? null) !== null;
+    return this.#queue.sendsFiles && this.#partOf(offset, length) !== null;
   }
 
   /** Sends a piece, or does nothing and returns false where it has to be read. */
   send(request: NbdRequest, range: ReplyRange): boolean {
     const { offset, length } = range;
-    const part = this.#export.filePart?.(offset, length) ?? null;
-    if (part === null || length < PIECE_BYTES_MIN) return false;
+    const part = this.#partOf(offset, length);
+    if (part === null) return false;
     const { dataPosition } = this.#replies;
     const chunk = this.#queue.reserve(dataPosition + length);
     const data = chunk.bytes.subarray(dataPosition, dataPosition + length);
@@ -62,5 +62,10 @@ export class FileSender {
     }
     this.#replies.dataRest(range, sentBytes);
     return true;
+  }
+
+  #partOf(offset: number, length: number): FilePart | null {
+    if (length < PIECE_BYTES_MIN) return null;
+    return this.#export.filePart?.(offset, length) ?? null;
   }
 }

@@ -65,7 +65,8 @@ const O_EXCL = 0o200;
 const O_NONBLOCK = 0o4000;
 const O_NOFOLLOW = Deno.build.arch === "aarch64" ? 0o100000 : 0o400000;
 const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
-const O_CLOEXEC = 0o2000000;
+/** An open file is nothing to programs that are started. */
+export const O_CLOEXEC = 0o2000000;
 
 const AT_EMPTY_PATH = 0x1000;
 /** STATX_TYPE, STATX_INO, STATX_SIZE, STATX_BLOCKS. */
@@ -134,6 +135,24 @@ export interface FileRun {
   end: number;
 }
 
+/** Opens the C library by `open` where it is and may be opened, or says why that can't be. */
+export function openLibrary<T>(
+  open: (path: string) => T,
+): { library: T } | { unavailable: string } {
+  if (Deno.build.os !== "linux") return { unavailable: `no binding for ${Deno.build.os}` };
+  let unavailable = "not permitted (--allow-ffi)";
+  for (const path of LIBC_PATHS) {
+    // Asked first: dlopen would ask the person at the terminal.
+    if (Deno.permissions.querySync({ name: "ffi", path }).state !== "granted") continue;
+    try {
+      return { library: open(path) };
+    } catch (error) {
+      unavailable = error instanceof Error ? error.message : String(error);
+    }
+  }
+  return { unavailable };
+}
+
 /** The calls of libc that this runtime lacks, made on the calling thread. */
 export class LibC {
   readonly #path: string;
@@ -160,19 +179,10 @@ export class LibC {
       LibC.#shared.#users++;
       return LibC.#shared;
     }
-    if (Deno.build.os !== "linux") return { unavailable: `no binding for ${Deno.build.os}` };
-    let unavailable = "not permitted (--allow-ffi)";
-    for (const path of LIBC_PATHS) {
-      // Asked first: dlopen would ask the person at the terminal.
-      if (Deno.permissions.querySync({ name: "ffi", path }).state !== "granted") continue;
-      try {
-        LibC.#shared = new LibC(path);
-        return LibC.#shared;
-      } catch (error) {
-        unavailable = error instanceof Error ? error.message : String(error);
-      }
-    }
-    return { unavailable };
+    const opened = openLibrary((path) => new LibC(path));
+    if ("unavailable" in opened) return opened;
+    LibC.#shared = opened.library;
+    return opened.library;
   }
 
   /** Unloads the library, if nobody else has it open; no call of the caller's may follow. */

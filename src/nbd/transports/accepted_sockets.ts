@@ -12,7 +12,7 @@
  * @module
  */
 
-import { LIBC_PATHS } from "../../block/drivers/libc.ts";
+import { O_CLOEXEC, openLibrary } from "../../block/drivers/libc.ts";
 import type { FilePart } from "../../block/types.ts";
 import { limits } from "../../limits.ts";
 
@@ -28,7 +28,6 @@ const SYMBOLS = {
 } as const;
 
 const O_DIRECTORY = Deno.build.arch === "aarch64" ? 0o40000 : 0o200000;
-const O_CLOEXEC = 0o2000000;
 const AF_UNIX = 1;
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
@@ -115,15 +114,9 @@ export class AcceptedSockets {
   }
 
   #openLibrary(): Deno.DynamicLibrary<typeof SYMBOLS> | null {
-    if (this.#isUnavailable || Deno.build.os !== "linux") return null;
-    for (const path of LIBC_PATHS) {
-      if (Deno.permissions.querySync({ name: "ffi", path }).state !== "granted") continue;
-      try {
-        return Deno.dlopen(path, SYMBOLS);
-      } catch {
-        // Not here, or not this one: the next.
-      }
-    }
+    if (this.#isUnavailable) return null;
+    const opened = openLibrary((path) => Deno.dlopen(path, SYMBOLS));
+    if ("library" in opened) return opened.library;
     this.#isUnavailable = true;
     return null;
   }

@@ -120,8 +120,9 @@ export function runTurn(budget: i32, exactly: bool): u32 {
   isExact = exactly;
   instretEnd = getInstret() + <u64>budget;
   heldBack = 0;
-  beginTurn(budget, currentTlb(), currentFetchTlb());
-  store<u32>(hart, currentTlb(), HART_DATA_TLB);
+  const tlb = currentTlb();
+  beginTurn(budget, tlb, currentFetchTlb());
+  store<u32>(hart, tlb, HART_DATA_TLB);
   setDataContext(currentContext());
   store<u32>(hart, jumpCache(), HART_JUMP_CACHE);
   holdBack();

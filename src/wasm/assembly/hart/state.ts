@@ -79,13 +79,13 @@ export const HART_FLOAT: u32 = 0x340; // u32
 export const FLOAT_DIRTY: u32 = 1;
 export const FLOAT_HOST: u32 = 2;
 
-/** Why translated code was left: LEFT_*. */
-export const HART_WHY: u32 = 0x354; // i32
 /** The region that went back to the interpreter: an entry of it, its base. */
 export const HART_LAST_HANDLE: u32 = 0x344; // u32
 export const HART_LAST_BASE: u32 = 0x348; // u64
 /** How often one region went on in another. */
 export const HART_HOPS: u32 = 0x350; // u32
+/** Why translated code was left: LEFT_*. */
+export const HART_WHY: u32 = 0x354; // i32
 /**
  * What translated code knows of data pages is good while this stays the same: how often something
  * was taken out of the data TLBs, and, in the lowest bits, the context (mmu.ts) of this turn.

@@ -245,13 +245,11 @@ function verify(record: u32, base: u64): bool {
 
 // ---- growing ------------------------------------------------------------------------------------
 
-/**
- * Takes note that a region was left for `pc`; whether it should be made anew now.
- */
+/** Takes note that a region, which may grow, was left for `pc`; whether to make it anew now. */
 export function noteMiss(index: u32, base: u64, pc: u64): bool {
   const record = recordOf(index);
   const distance = <i64>(pc - base);
-  if (!mayGrow(index) || distance < -0x100000 || distance > 0x100000) return false;
+  if (distance < -0x100000 || distance > 0x100000) return false;
   const count = load<u32>(record, MISSED_COUNT);
   let place: u32 = 0;
   while (place < count && load<i32>(record + (place << 2), MISSED) !== <i32>distance) place++;
